@@ -4,7 +4,7 @@ The agent encodes what it read; the hub checks and appends it, without encoding 
 
     ZERO   nothing but zeros; no payload, no digests, any length
     RAW    plain clusters back to back
-    ZSTD   each cluster one zstd frame, frames back to back, their lengths given
+    ZSTD   each cluster one zstd frame that states its content size, frames back to back, their lengths given
 
 A run begins on a cluster boundary. The last cluster of a disk whose capacity is no multiple of 64 KiB is padded with
 zeros, so every cluster has exactly 64 KiB of plain bytes and one BLAKE3 digest of them.
@@ -149,8 +149,10 @@ def _plain(run: ClusterRun, index: int, frame: memoryview) -> bytes | memoryview
     if run.encoding is Encoding.RAW:
         return frame
     try:
-        # Bounded: a hostile frame may claim any size. Frames of more or less than a cluster fail the digest.
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=CLUSTER)
+        # The frame's own word is checked before it is believed: a hostile one could claim any size.
+        if zstandard.get_frame_parameters(frame).content_size != CLUSTER:
+            raise zstandard.ZstdError("other content size")
+        return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         offset = run.offset + index * CLUSTER
         raise DigestMismatch(f"the cluster at offset {offset} is not a zstd frame of {CLUSTER} bytes") from error
