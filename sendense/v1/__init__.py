@@ -1,0 +1,1 @@
+"""Generated from proto/sendense/v1 by proto/generate.sh; `make protos` makes it anew."""
