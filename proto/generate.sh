@@ -2,6 +2,7 @@
 # Makes sendense/v1 from proto/: stubs, their types, and one descriptor image with comments (reflection, buf).
 # Usage: proto/generate.sh [DIR]   (default: the checkout itself; `make check` makes them elsewhere and compares)
 set -euo pipefail
+export LC_ALL=C  # the image holds the files in the order of the pattern below, which must not depend on the locale
 cd "$(dirname "$0")/.."
 out=${1:-.}
 google=$(python -c 'import pathlib, google.api.field_behavior_pb2 as m; print(pathlib.Path(m.__file__).parents[2])')

@@ -85,7 +85,7 @@ class InviteAgentRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
-    """The new agent's name: 1 to 100 characters."""
+    """The new agent's name: 1 to 100 characters of any kind."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the join string works; unset means 1 hour."""

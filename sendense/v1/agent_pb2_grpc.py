@@ -58,7 +58,8 @@ class AgentServiceServicer:
 
     def InviteAgent(self, request, context):
         """Make a join string for one new agent. It works once and only until it expires, and is shown only here.
-        Errors: ALREADY_EXISTS when an agent has the name · INVALID_ARGUMENT for an empty name or a `ttl` over 7 days.
+        Several open invitations may bear one name; the first to be used wins it. Errors: ALREADY_EXISTS when an agent has
+        the name · INVALID_ARGUMENT for an empty name, or a `ttl` that is not above 0 and at most 7 days.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     InviteAgent: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InviteAgentRequest, _agent_pb2.InviteAgentResponse]
     """Make a join string for one new agent. It works once and only until it expires, and is shown only here.
-    Errors: ALREADY_EXISTS when an agent has the name · INVALID_ARGUMENT for an empty name or a `ttl` over 7 days.
+    Several open invitations may bear one name; the first to be used wins it. Errors: ALREADY_EXISTS when an agent has
+    the name · INVALID_ARGUMENT for an empty name, or a `ttl` that is not above 0 and at most 7 days.
     """
     GetAgent: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetAgentRequest, _agent_pb2.Agent]
     """One agent. Errors: NOT_FOUND."""
@@ -49,7 +50,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     InviteAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.InviteAgentRequest, _agent_pb2.InviteAgentResponse]  # type: ignore[assignment]
     """Make a join string for one new agent. It works once and only until it expires, and is shown only here.
-    Errors: ALREADY_EXISTS when an agent has the name · INVALID_ARGUMENT for an empty name or a `ttl` over 7 days.
+    Several open invitations may bear one name; the first to be used wins it. Errors: ALREADY_EXISTS when an agent has
+    the name · INVALID_ARGUMENT for an empty name, or a `ttl` that is not above 0 and at most 7 days.
     """
     GetAgent: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetAgentRequest, _agent_pb2.Agent]  # type: ignore[assignment]
     """One agent. Errors: NOT_FOUND."""
@@ -66,7 +68,8 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.InviteAgentResponse, _abc.Awaitable[_agent_pb2.InviteAgentResponse]]:
         """Make a join string for one new agent. It works once and only until it expires, and is shown only here.
-        Errors: ALREADY_EXISTS when an agent has the name · INVALID_ARGUMENT for an empty name or a `ttl` over 7 days.
+        Several open invitations may bear one name; the first to be used wins it. Errors: ALREADY_EXISTS when an agent has
+        the name · INVALID_ARGUMENT for an empty name, or a `ttl` that is not above 0 and at most 7 days.
         """
 
     @_abc_1.abstractmethod

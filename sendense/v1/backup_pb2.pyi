@@ -6,6 +6,9 @@ Backups: restore points of VMs and the runs that make them.
 Served on the operator's listeners. A backup starts PENDING, is RUNNING once its agent has begun, and ends COMPLETE,
 FAILED or CANCELLED; states only move forward. Only a COMPLETE backup is a restore point; until then the previous
 restore points and change IDs stand.
+
+Throughout sendense.v1, `name`, `task`, `backup` and `parent_backup` are resource names (`backups/{backup}`); fields
+ending in `_id` are bare IDs. A filter that matches nothing gives an empty list, never an error.
 """
 
 from collections import abc as _abc
@@ -195,11 +198,11 @@ class Backup(_message.Message):
 
     @_builtins.property
     def failure(self) -> Global___Failure:
-        """Set when FAILED or CANCELLED."""
+        """Set when FAILED or CANCELLED (then its reason is CANCELLED)."""
 
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackupDisk]:
-        """The disks captured, by index. Filled once COMPLETE."""
+        """The disks captured, by index. Filled, as `skipped_disks`, once COMPLETE; until then the task's log tells."""
 
     @_builtins.property
     def skipped_disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedDisk]:
@@ -269,7 +272,10 @@ class BackupDisk(_message.Message):
     type_run: Global___BackupType.ValueType
     """What ran for this disk: FULL or INCREMENTAL."""
     type_reason: _builtins.str
-    """Why a full ran where an incremental was wanted, upper-snake; empty otherwise."""
+    """Why a full ran where an incremental was wanted, upper-snake; empty otherwise. FIRST_BACKUP, CAPACITY_CHANGED,
+    CHANGE_ID_MISSING, CBT_RESET, CBT_SEQUENCE_DROPPED, CBT_QUERY_FAILED, CBT_UNSUPPORTED, CBT_BLOCKED_BY_SNAPSHOT,
+    CBT_BLOCKED_BY_CONSOLIDATION, CBT_NOT_PERMITTED, CBT_NOT_ENABLED; there may be more one day.
+    """
     parent_backup: _builtins.str
     """The backup whose image this one is laid over, `backups/{backup}`; empty for a full."""
     change_id: _builtins.str
@@ -285,7 +291,7 @@ class BackupDisk(_message.Message):
     stored_bytes: _builtins.int
     """Bytes the image takes in the repository."""
     skipped_bytes: _builtins.int
-    """Bytes within `changed_bytes` that needed no payload: they were zero."""
+    """Bytes within `changed_bytes` that were not read: the source said that they are zero."""
     root_digest: _builtins.str
     """BLAKE3 over the image's manifest, hex."""
     image_path: _builtins.str

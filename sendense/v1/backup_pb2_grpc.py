@@ -69,10 +69,12 @@ class BackupServiceServicer:
     def CreateBackup(self, request, context):
         """Start a backup of one VM. Returns at once, with the backup PENDING; its task tells how it goes on.
 
-        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unknown repository (field `repository_id`), or a name that several
-        VMs share (field `vm_name`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
+        Errors: NOT_FOUND unknown VM, by ID or by name · INVALID_ARGUMENT unknown repository, or none given where there is
+        not exactly one (field `repository_id`), both or neither of `vm_id` and `vm_name` (field `vm_id`), a name that
+        several VMs share (field `vm_name`), no type (field `backup_type`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
         NO_USABLE_PARENT when an incremental was asked for and nothing can be its parent, reason NOT_BACKUPABLE for a
-        template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected.
+        template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected, reason
+        REPOSITORY_UNAVAILABLE when the repository's folder is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,16 +95,17 @@ class BackupServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelBackup(self, request, context):
-        """Ask a backup that is PENDING or RUNNING to stop. Returns at once; the backup is CANCELLED when its agent has
-        removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+        """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
+        CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetChain(self, request, context):
-        """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest.
-        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT when neither `vm_id` nor `vm_name` is set.
+        """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
+        order of device keys. The reply is not paged: allow 16 MiB for it (some 50 000 images).
+        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unless exactly one of `vm_id` and `vm_name` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,6 +6,9 @@ Backups: restore points of VMs and the runs that make them.
 Served on the operator's listeners. A backup starts PENDING, is RUNNING once its agent has begun, and ends COMPLETE,
 FAILED or CANCELLED; states only move forward. Only a COMPLETE backup is a restore point; until then the previous
 restore points and change IDs stand.
+
+Throughout sendense.v1, `name`, `task`, `backup` and `parent_backup` are resource names (`backups/{backup}`); fields
+ending in `_id` are bare IDs. A filter that matches nothing gives an empty list, never an error.
 """
 
 from collections import abc as _abc
@@ -41,22 +44,25 @@ class BackupServiceStub:
     CreateBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.CreateBackupRequest, _backup_pb2.Backup]
     """Start a backup of one VM. Returns at once, with the backup PENDING; its task tells how it goes on.
 
-    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unknown repository (field `repository_id`), or a name that several
-    VMs share (field `vm_name`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
+    Errors: NOT_FOUND unknown VM, by ID or by name · INVALID_ARGUMENT unknown repository, or none given where there is
+    not exactly one (field `repository_id`), both or neither of `vm_id` and `vm_name` (field `vm_id`), a name that
+    several VMs share (field `vm_name`), no type (field `backup_type`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
     NO_USABLE_PARENT when an incremental was asked for and nothing can be its parent, reason NOT_BACKUPABLE for a
-    template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected.
+    template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected, reason
+    REPOSITORY_UNAVAILABLE when the repository's folder is not there.
     """
     GetBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.GetBackupRequest, _backup_pb2.Backup]
     """One backup with its disks. Errors: NOT_FOUND."""
     ListBackups: _grpc.UnaryUnaryMultiCallable[_backup_pb2.ListBackupsRequest, _backup_pb2.ListBackupsResponse]
     """Backups, newest first. Filters are ANDed; none of them set lists all."""
     CancelBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.CancelBackupRequest, _backup_pb2.Backup]
-    """Ask a backup that is PENDING or RUNNING to stop. Returns at once; the backup is CANCELLED when its agent has
-    removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+    """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
+    CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
     """
     GetChain: _grpc.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]
-    """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest.
-    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT when neither `vm_id` nor `vm_name` is set.
+    """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
+    order of device keys. The reply is not paged: allow 16 MiB for it (some 50 000 images).
+    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unless exactly one of `vm_id` and `vm_name` is set.
     """
 
 @_typing.type_check_only
@@ -67,22 +73,25 @@ class BackupServiceAsyncStub(BackupServiceStub):
     CreateBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.CreateBackupRequest, _backup_pb2.Backup]  # type: ignore[assignment]
     """Start a backup of one VM. Returns at once, with the backup PENDING; its task tells how it goes on.
 
-    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unknown repository (field `repository_id`), or a name that several
-    VMs share (field `vm_name`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
+    Errors: NOT_FOUND unknown VM, by ID or by name · INVALID_ARGUMENT unknown repository, or none given where there is
+    not exactly one (field `repository_id`), both or neither of `vm_id` and `vm_name` (field `vm_id`), a name that
+    several VMs share (field `vm_name`), no type (field `backup_type`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
     NO_USABLE_PARENT when an incremental was asked for and nothing can be its parent, reason NOT_BACKUPABLE for a
-    template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected.
+    template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected, reason
+    REPOSITORY_UNAVAILABLE when the repository's folder is not there.
     """
     GetBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.GetBackupRequest, _backup_pb2.Backup]  # type: ignore[assignment]
     """One backup with its disks. Errors: NOT_FOUND."""
     ListBackups: _aio.UnaryUnaryMultiCallable[_backup_pb2.ListBackupsRequest, _backup_pb2.ListBackupsResponse]  # type: ignore[assignment]
     """Backups, newest first. Filters are ANDed; none of them set lists all."""
     CancelBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.CancelBackupRequest, _backup_pb2.Backup]  # type: ignore[assignment]
-    """Ask a backup that is PENDING or RUNNING to stop. Returns at once; the backup is CANCELLED when its agent has
-    removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+    """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
+    CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
     """
     GetChain: _aio.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]  # type: ignore[assignment]
-    """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest.
-    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT when neither `vm_id` nor `vm_name` is set.
+    """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
+    order of device keys. The reply is not paged: allow 16 MiB for it (some 50 000 images).
+    Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unless exactly one of `vm_id` and `vm_name` is set.
     """
 
 class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -96,10 +105,12 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_backup_pb2.Backup, _abc.Awaitable[_backup_pb2.Backup]]:
         """Start a backup of one VM. Returns at once, with the backup PENDING; its task tells how it goes on.
 
-        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unknown repository (field `repository_id`), or a name that several
-        VMs share (field `vm_name`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
+        Errors: NOT_FOUND unknown VM, by ID or by name · INVALID_ARGUMENT unknown repository, or none given where there is
+        not exactly one (field `repository_id`), both or neither of `vm_id` and `vm_name` (field `vm_id`), a name that
+        several VMs share (field `vm_name`), no type (field `backup_type`) · FAILED_PRECONDITION reason VM_BUSY when a backup of this VM is under way, reason
         NO_USABLE_PARENT when an incremental was asked for and nothing can be its parent, reason NOT_BACKUPABLE for a
-        template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected.
+        template · UNAVAILABLE reason AGENT_UNAVAILABLE when the VM's agent is not connected, reason
+        REPOSITORY_UNAVAILABLE when the repository's folder is not there.
         """
 
     @_abc_1.abstractmethod
@@ -124,8 +135,8 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_pb2.CancelBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_backup_pb2.Backup, _abc.Awaitable[_backup_pb2.Backup]]:
-        """Ask a backup that is PENDING or RUNNING to stop. Returns at once; the backup is CANCELLED when its agent has
-        removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+        """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
+        CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
         """
 
     @_abc_1.abstractmethod
@@ -134,8 +145,9 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backup_pb2.GetChainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_backup_pb2.GetChainResponse, _abc.Awaitable[_backup_pb2.GetChainResponse]]:
-        """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest.
-        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT when neither `vm_id` nor `vm_name` is set.
+        """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
+        order of device keys. The reply is not paged: allow 16 MiB for it (some 50 000 images).
+        Errors: NOT_FOUND unknown VM · INVALID_ARGUMENT unless exactly one of `vm_id` and `vm_name` is set.
         """
 
 def add_BackupServiceServicer_to_server(servicer: BackupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

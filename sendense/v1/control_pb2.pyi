@@ -163,7 +163,7 @@ class TaskProgress(_message.Message):
     read_bytes: _builtins.int
     """Read from the source."""
     skipped_bytes: _builtins.int
-    """Within `total_bytes`, not read or not sent because zero."""
+    """Within `total_bytes`, not read: the source said that they are zero. At the end read and skipped make the total."""
     def __init__(
         self,
         *,

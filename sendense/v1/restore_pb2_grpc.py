@@ -50,11 +50,13 @@ class RestoreServiceServicer:
         """Read one disk of a restore point, through its chain, as a file in the wanted format.
 
         Order: one `header`, then `data` and `zero` extents that ascend and together cover [0, header.size_bytes) exactly,
-        then one `end`. A stream without `end` is incomplete, whatever its status. A restored file is made by writing each
+        then one `end`. No extent is empty. A stream without `end`, or with an error after it, is incomplete. For QCOW2 the
+        hub converts first, and nothing comes until it has. A restored file is made by writing each
         `data` at its offset into an empty file and setting the size; `zero` may be left as a hole.
 
         Errors: NOT_FOUND unknown backup or disk index · FAILED_PRECONDITION when the backup is not COMPLETE ·
-        UNAVAILABLE when the repository is not there · DATA_LOSS when an image cannot be read.
+        UNAVAILABLE when the repository is not there · RESOURCE_EXHAUSTED when there is no room to convert ·
+        DATA_LOSS when an image cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

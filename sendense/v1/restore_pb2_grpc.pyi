@@ -37,11 +37,13 @@ class RestoreServiceStub:
     """Read one disk of a restore point, through its chain, as a file in the wanted format.
 
     Order: one `header`, then `data` and `zero` extents that ascend and together cover [0, header.size_bytes) exactly,
-    then one `end`. A stream without `end` is incomplete, whatever its status. A restored file is made by writing each
+    then one `end`. No extent is empty. A stream without `end`, or with an error after it, is incomplete. For QCOW2 the
+    hub converts first, and nothing comes until it has. A restored file is made by writing each
     `data` at its offset into an empty file and setting the size; `zero` may be left as a hole.
 
     Errors: NOT_FOUND unknown backup or disk index · FAILED_PRECONDITION when the backup is not COMPLETE ·
-    UNAVAILABLE when the repository is not there · DATA_LOSS when an image cannot be read.
+    UNAVAILABLE when the repository is not there · RESOURCE_EXHAUSTED when there is no room to convert ·
+    DATA_LOSS when an image cannot be read.
     """
 
 @_typing.type_check_only
@@ -53,11 +55,13 @@ class RestoreServiceAsyncStub(RestoreServiceStub):
     """Read one disk of a restore point, through its chain, as a file in the wanted format.
 
     Order: one `header`, then `data` and `zero` extents that ascend and together cover [0, header.size_bytes) exactly,
-    then one `end`. A stream without `end` is incomplete, whatever its status. A restored file is made by writing each
+    then one `end`. No extent is empty. A stream without `end`, or with an error after it, is incomplete. For QCOW2 the
+    hub converts first, and nothing comes until it has. A restored file is made by writing each
     `data` at its offset into an empty file and setting the size; `zero` may be left as a hole.
 
     Errors: NOT_FOUND unknown backup or disk index · FAILED_PRECONDITION when the backup is not COMPLETE ·
-    UNAVAILABLE when the repository is not there · DATA_LOSS when an image cannot be read.
+    UNAVAILABLE when the repository is not there · RESOURCE_EXHAUSTED when there is no room to convert ·
+    DATA_LOSS when an image cannot be read.
     """
 
 class RestoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -72,11 +76,13 @@ class RestoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Read one disk of a restore point, through its chain, as a file in the wanted format.
 
         Order: one `header`, then `data` and `zero` extents that ascend and together cover [0, header.size_bytes) exactly,
-        then one `end`. A stream without `end` is incomplete, whatever its status. A restored file is made by writing each
+        then one `end`. No extent is empty. A stream without `end`, or with an error after it, is incomplete. For QCOW2 the
+        hub converts first, and nothing comes until it has. A restored file is made by writing each
         `data` at its offset into an empty file and setting the size; `zero` may be left as a hole.
 
         Errors: NOT_FOUND unknown backup or disk index · FAILED_PRECONDITION when the backup is not COMPLETE ·
-        UNAVAILABLE when the repository is not there · DATA_LOSS when an image cannot be read.
+        UNAVAILABLE when the repository is not there · RESOURCE_EXHAUSTED when there is no room to convert ·
+        DATA_LOSS when an image cannot be read.
         """
 
 def add_RestoreServiceServicer_to_server(servicer: RestoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

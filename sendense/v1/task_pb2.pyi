@@ -185,7 +185,7 @@ class Progress(_message.Message):
     stored_bytes: _builtins.int
     """Written to images."""
     skipped_bytes: _builtins.int
-    """Within `total_bytes`, not read or not sent because zero."""
+    """Within `total_bytes`, not read: the source said that they are zero. At the end read and skipped make the total."""
     def __init__(
         self,
         *,

@@ -76,15 +76,16 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTask(self, request, context):
-        """Ask a task to stop. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+        """Ask a task to stop; asking again changes nothing. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTask(self, request, context):
-        """Follow a task: its state at once, then again whenever state, progress (at most twice a second) or log change.
-        The hub closes the stream after the message that shows the task ended. To resume after a broken stream, ask
+        """Follow a task: at once its state and the events behind `after_event`, then again whenever state, progress (at most
+        twice a second) or log change. The hub closes the stream after the message that shows the task ended; the backup
+        it made has its final status by then. A hub that stops ends the stream with UNAVAILABLE or CANCELLED. To resume after a broken stream, ask
         again with `after_event` set to the number of the last event seen. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -38,10 +38,11 @@ class TaskServiceStub:
     ListTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]
     """Tasks, newest first."""
     CancelTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.Task]
-    """Ask a task to stop. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
+    """Ask a task to stop; asking again changes nothing. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
     WatchTask: _grpc.UnaryStreamMultiCallable[_task_pb2.WatchTaskRequest, _task_pb2.WatchTaskResponse]
-    """Follow a task: its state at once, then again whenever state, progress (at most twice a second) or log change.
-    The hub closes the stream after the message that shows the task ended. To resume after a broken stream, ask
+    """Follow a task: at once its state and the events behind `after_event`, then again whenever state, progress (at most
+    twice a second) or log change. The hub closes the stream after the message that shows the task ended; the backup
+    it made has its final status by then. A hub that stops ends the stream with UNAVAILABLE or CANCELLED. To resume after a broken stream, ask
     again with `after_event` set to the number of the last event seen. Errors: NOT_FOUND.
     """
 
@@ -55,10 +56,11 @@ class TaskServiceAsyncStub(TaskServiceStub):
     ListTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Tasks, newest first."""
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
-    """Ask a task to stop. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
+    """Ask a task to stop; asking again changes nothing. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
     WatchTask: _aio.UnaryStreamMultiCallable[_task_pb2.WatchTaskRequest, _task_pb2.WatchTaskResponse]  # type: ignore[assignment]
-    """Follow a task: its state at once, then again whenever state, progress (at most twice a second) or log change.
-    The hub closes the stream after the message that shows the task ended. To resume after a broken stream, ask
+    """Follow a task: at once its state and the events behind `after_event`, then again whenever state, progress (at most
+    twice a second) or log change. The hub closes the stream after the message that shows the task ended; the backup
+    it made has its final status by then. A hub that stops ends the stream with UNAVAILABLE or CANCELLED. To resume after a broken stream, ask
     again with `after_event` set to the number of the last event seen. Errors: NOT_FOUND.
     """
 
@@ -87,7 +89,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.CancelTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
-        """Ask a task to stop. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
+        """Ask a task to stop; asking again changes nothing. Returns at once. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already."""
 
     @_abc_1.abstractmethod
     def WatchTask(
@@ -95,8 +97,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.WatchTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_task_pb2.WatchTaskResponse], _abc.AsyncIterator[_task_pb2.WatchTaskResponse]]:
-        """Follow a task: its state at once, then again whenever state, progress (at most twice a second) or log change.
-        The hub closes the stream after the message that shows the task ended. To resume after a broken stream, ask
+        """Follow a task: at once its state and the events behind `after_event`, then again whenever state, progress (at most
+        twice a second) or log change. The hub closes the stream after the message that shows the task ended; the backup
+        it made has its final status by then. A hub that stops ends the stream with UNAVAILABLE or CANCELLED. To resume after a broken stream, ask
         again with `after_event` set to the number of the last event seen. Errors: NOT_FOUND.
         """
 

@@ -358,7 +358,7 @@ class SealTransferRequest(_message.Message):
     read_bytes: _builtins.int
     """Bytes read from the source."""
     skipped_bytes: _builtins.int
-    """Bytes within `changed_bytes` that needed no payload."""
+    """Bytes within `changed_bytes` that were not read: the source said that they are zero."""
     @_builtins.property
     def coverage(self) -> Global___Coverage:
         """The proof."""

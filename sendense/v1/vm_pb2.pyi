@@ -51,7 +51,7 @@ class Vm(_message.Message):
     moref: _builtins.str
     """Today's managed-object reference."""
     power_state: _builtins.str
-    """POWERED_ON, POWERED_OFF or SUSPENDED."""
+    """POWERED_ON, POWERED_OFF or SUSPENDED; what vCenter may add one day comes through as it is."""
     guest_os: _builtins.str
     """Guest operating system, as configured."""
     hardware_version: _builtins.int
@@ -177,7 +177,7 @@ class ListVmsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
-    """Only VMs with this name in vCenter."""
+    """Only VMs with exactly this name in vCenter."""
     page_size: _builtins.int
     """At most so many; 0 means 50, more than 1000 means 1000, negative is INVALID_ARGUMENT."""
     page_token: _builtins.str
