@@ -120,6 +120,18 @@ def subtract(left: Iterable[Extent], right: Iterable[Extent]) -> Iterator[Extent
             yield Extent(start, extent.end - start, extent.kind)
 
 
+def fill(extents: Iterable[Extent], capacity: int) -> Iterator[Extent]:
+    """The extents, with what they leave out of `[0, capacity)` as ZERO extents between them."""
+    reached = 0
+    for extent in extents:
+        if extent.offset > reached:
+            yield Extent(reached, extent.offset - reached, Kind.ZERO)
+        yield extent
+        reached = extent.end
+    if reached < capacity:
+        yield Extent(reached, capacity - reached, Kind.ZERO)
+
+
 def split(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
     """Cut extents at multiples of `size`, so that none is longer than `size`."""
     for extent in extents:

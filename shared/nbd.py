@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,6 +53,7 @@ class NbdDisk:
             raise Unavailable(f"NBD connection failed: {error.string}") from error
         self.size: int = self._nbd.get_size()
         """Bytes."""
+        self._tells_extents: bool = self._nbd.can_meta_context(ALLOCATION)
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +76,7 @@ class NbdDisk:
         What the server cannot tell apart counts as DATA: reading too much is slow, too little is corruption.
         """
         end = self.size if length is None else offset + length
-        if not self._nbd.can_meta_context(ALLOCATION):
+        if not self._tells_extents:
             return iter([Extent(offset, end - offset)] if end > offset else [])
         return merge(self._status(offset, end))
 
@@ -104,49 +106,60 @@ class NbdDisk:
     ) -> Iterator[Piece]:
         """Read the pieces in their order, keeping up to `depth` requests in flight on the connection.
 
-        Raises ReadFailed with the offset; when `stopped()` turns true, the iteration just ends.
+        A ZERO piece is not read: it comes back in its place, with no bytes. Raises ReadFailed with the offset; when
+        `stopped()` turns true, the iteration just ends.
         """
-        waiting: deque[tuple[int, Extent, bytearray]] = deque()
+        waiting: deque[_Request] = deque()
         for piece in pieces:
             if len(waiting) >= depth:
                 if not self._finish(waiting[0], stopped):
                     return
                 yield self._take(waiting)
-            buffer = bytearray(piece.length)
-            waiting.append((self._start(piece, buffer), piece, buffer))
+            waiting.append(self._start(piece))
         while waiting:
             if not self._finish(waiting[0], stopped):
                 return
             yield self._take(waiting)
 
-    def _start(self, piece: Extent, buffer: bytearray) -> int:
+    def _start(self, piece: Extent) -> "_Request":
+        if piece.kind is Kind.ZERO:
+            return _Request(piece, bytearray(), None)
+        buffer = bytearray(piece.length)
         try:
-            cookie: int = self._nbd.aio_pread(buffer, piece.offset)
+            return _Request(piece, buffer, self._nbd.aio_pread(buffer, piece.offset))
         except nbd.Error as error:
             raise self._failed(piece, error) from error
-        return cookie
 
-    def _finish(self, request: tuple[int, Extent, bytearray], stopped: Callable[[], bool]) -> bool:
-        cookie, piece, _ = request
+    def _finish(self, request: "_Request", stopped: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + self._stall_limit
         try:
-            while not self._nbd.aio_command_completed(cookie):
+            while request.cookie is not None and not self._nbd.aio_command_completed(request.cookie):
                 if stopped():
                     return False
                 if time.monotonic() > deadline:
-                    raise ReadFailed(f"no answer to a read at offset {piece.offset} for {self._stall_limit:.0f} s")
+                    at, waited = request.piece.offset, self._stall_limit
+                    raise ReadFailed(f"no answer to a read at offset {at} for {waited:.0f} s", offset=at)
                 self._nbd.poll(POLL_MS)
         except nbd.Error as error:
-            raise self._failed(piece, error) from error
+            raise self._failed(request.piece, error) from error
         return True
 
     @staticmethod
-    def _take(waiting: "deque[tuple[int, Extent, bytearray]]") -> Piece:
-        _, piece, buffer = waiting.popleft()
-        return piece, memoryview(buffer)
+    def _take(waiting: "deque[_Request]") -> Piece:
+        request = waiting.popleft()
+        return request.piece, memoryview(request.buffer)
 
     @staticmethod
     def _failed(piece: Extent, error: Any) -> ReadFailed:
         return ReadFailed(
             f"read of {piece.length} bytes at offset {piece.offset} failed: {error.string}", offset=piece.offset
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A read in flight; `cookie` is libnbd's name for it, None when there is nothing to read."""
+
+    piece: Extent
+    buffer: bytearray
+    cookie: int | None

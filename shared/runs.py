@@ -155,4 +155,5 @@ def _plain(run: ClusterRun, index: int, frame: memoryview) -> bytes | memoryview
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         offset = run.offset + index * CLUSTER
-        raise DigestMismatch(f"the cluster at offset {offset} is not a zstd frame of {CLUSTER} bytes") from error
+        message = f"the cluster at offset {offset} is not a zstd frame of {CLUSTER} bytes"
+        raise DigestMismatch(message, offset=offset) from error
