@@ -89,7 +89,7 @@ class NbdDisk:
                 return 0
 
             try:
-                self._nbd.block_status(min(STATUS_SPAN, end - offset), offset, collect)
+                self._wait(self._nbd.aio_block_status(min(STATUS_SPAN, end - offset), offset, collect), offset)
             except nbd.Error as error:
                 raise ReadFailed(f"block status at offset {offset} failed: {error.string}", offset=offset) from error
             started = offset
@@ -131,17 +131,22 @@ class NbdDisk:
             raise self._failed(piece, error) from error
 
     def _finish(self, request: "_Request", stopped: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + self._stall_limit
+        """Wait for a read; False when `stopped()` turned true first."""
+        if stopped():
+            return False
         try:
-            while request.cookie is not None and not self._nbd.aio_command_completed(request.cookie):
-                if stopped():
-                    return False
-                if time.monotonic() > deadline:
-                    at, waited = request.piece.offset, self._stall_limit
-                    raise ReadFailed(f"no answer to a read at offset {at} for {waited:.0f} s", offset=at)
-                self._nbd.poll(POLL_MS)
+            return request.cookie is None or self._wait(request.cookie, request.piece.offset, stopped)
         except nbd.Error as error:
             raise self._failed(request.piece, error) from error
+
+    def _wait(self, cookie: int, offset: int, stopped: Callable[[], bool] = lambda: False) -> bool:
+        deadline = time.monotonic() + self._stall_limit
+        while not self._nbd.aio_command_completed(cookie):
+            if stopped():
+                return False
+            if time.monotonic() > deadline:
+                raise ReadFailed(f"no answer for {self._stall_limit:.0f} s about offset {offset}", offset=offset)
+            self._nbd.poll(POLL_MS)
         return True
 
     @staticmethod
