@@ -28,7 +28,7 @@ class CollectorMethods:
         """The methods by WSDL name."""
         return {
             "CreatePropertyCollector": self._create_collector,
-            "DestroyPropertyCollector": lambda target, session: session.objects.pop(target._moId, None),
+            "DestroyPropertyCollector": lambda target, session: session.destroy(target._moId),
             "RetrieveProperties": self._retrieve_all,
             "RetrievePropertiesEx": self._retrieve,
             "ContinueRetrievePropertiesEx": self._continue,

@@ -65,7 +65,7 @@ class Service:
             "FindByUuid": self._find_by_uuid,
             "FindAllByUuid": self._find_all_by_uuid,
             "CreateContainerView": self._create_container_view,
-            "DestroyView": lambda target, session: session.objects.pop(target._moId, None),
+            "DestroyView": lambda target, session: session.destroy(target._moId),
             **CollectorMethods(site, self._properties).table(),
             **VmMethods(site, self._inventory, tasks).table(),
         }

@@ -23,6 +23,10 @@ class Session:
     calls: int = 0
     objects: dict[str, Any] = field(default_factory=dict)
 
+    def destroy(self, moref: str) -> None:
+        """Forget a managed object of this session; one that is gone already is no error."""
+        self.objects.pop(moref, None)
+
     def describe(self) -> Any:
         """As vim.UserSession."""
         return vim.UserSession(

@@ -154,6 +154,16 @@ def missing_fields(value: Any, where: str = "") -> list[str]:
     return missing
 
 
+def test_a_view_and_a_collector_are_gone_when_destroyed(client: Any) -> None:
+    content = client.RetrieveContent()
+    view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True)
+    collector = content.propertyCollector.CreatePropertyCollector()
+    view.Destroy()
+    collector.Destroy()
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        _ = view.view
+
+
 def test_search_is_by_instance_uuid_or_bios_uuid_as_asked(vcenter: RunningSite, client: Any) -> None:
     search, record = client.RetrieveContent().searchIndex, vcenter.vm("db01").record
     assert search.FindByUuid(None, record.instance_uuid, True, True)._moId == record.moref
