@@ -1,0 +1,1 @@
+"""Revisions of the catalogue's tables: one line for SQLite and MariaDB, run by Alembic."""

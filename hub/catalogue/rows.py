@@ -1,0 +1,30 @@
+"""From rows to the frozen dataclasses that leave the catalogue."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from hub.catalogue.models import Base
+from shared.errors import NotFound
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Row = TypeVar("Row", bound=Base)
+Shape = TypeVar("Shape", bound="DataclassInstance")
+
+
+async def find(session: AsyncSession, kind: type[Row], key: str, noun: str) -> Row:
+    """The row with this ID; raises NotFound, which calls it by its noun."""
+    row = await session.get(kind, key)
+    if row is None:
+        raise NotFound(f"there is no {noun} {key}", **{noun: key})
+    return row
+
+
+def value(shape: type[Shape], row: Base, **given: Any) -> Shape:
+    """The frozen dataclass of a row: every field from `given`, else from the column of its name."""
+    return shape(
+        **{field.name: getattr(row, field.name) for field in fields(shape) if field.name not in given}, **given
+    )
