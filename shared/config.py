@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from shared.errors import InvalidRequest
 
@@ -50,10 +50,12 @@ Model = TypeVar("Model", bound=Settings)
 def load(model: type[Model], path: Path | None) -> Model:
     """Read `path` (None: defaults and environment only) into `model`; raises ConfigError."""
     values = _read_toml(path) if path is not None else {}
+    where = str(path) if path is not None else "the configuration"
     try:
         return model(**values)
+    except SettingsError as error:  # a variable that names a whole table and is not JSON
+        raise ConfigError(f"an environment variable is not valid: {error}") from error
     except ValidationError as error:
-        where = str(path) if path is not None else "the configuration"
         lines = [f"  {'.'.join(str(step) for step in item['loc'])}: {item['msg']}" for item in error.errors()]
         raise ConfigError(f"{where} is not valid:\n" + "\n".join(lines)) from error
 
@@ -64,6 +66,8 @@ def read_secret(path: Path) -> str:
         return path.read_text().rstrip("\n")
     except OSError as error:
         raise ConfigError(f"cannot read the secret file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the secret file {path} is not text") from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -71,5 +75,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error

@@ -1,10 +1,12 @@
 """Helper programs: run one to its end, or keep one serving while it is needed. The one door to subprocesses.
 
-Arguments are lists, never a shell. A served program dies with the thread that started it (the kernel's parent-death
-signal, by `setpriv`), so a killed hub or agent leaves no helper behind; whoever starts one keeps its thread alive
-until it is stopped. Stderr is kept per program, and its last lines go into the error, less the secrets.
+Arguments are lists, never a shell. A program dies with the thread that started it (the kernel's parent-death signal,
+by `setpriv`), so a killed hub or agent leaves no helper behind; whoever starts one keeps its thread alive until it is
+stopped. Stderr is kept per program, and its last lines go into the error, less the secrets.
 """
 
+import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -17,6 +19,9 @@ from shared.errors import SendenseError, TimedOut, Unavailable
 
 STDERR_TAIL = 2000
 """Characters of a program's stderr that an error carries."""
+
+STDERR_READ = 32 * STDERR_TAIL
+"""Bytes that secrets are struck out of before the tail is taken: one that is cut in two would not be found."""
 
 STOP_GRACE = 5.0
 """Seconds between asking a program to end and killing it."""
@@ -37,15 +42,13 @@ class ProgramFailed(SendenseError):
 
 def run(args: Sequence[str | Path], *, timeout: float, stdin: str = "") -> str:
     """Run a program to its end and return its stdout; raises ProgramFailed, ProgramMissing or TimedOut."""
-    words = [str(arg) for arg in args]
+    command = _dying_with_us(args)
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
-    except FileNotFoundError as error:
-        raise ProgramMissing(f"{words[0]} is not installed") from error
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
-        raise TimedOut(f"{words[0]} did not end within {timeout:.0f} s") from error
+        raise TimedOut(f"{args[0]} did not end within {timeout:.0f} s") from error
     if done.returncode:
-        raise ProgramFailed(f"{words[0]} failed (exit {done.returncode}): {done.stderr.strip()[-STDERR_TAIL:]}")
+        raise ProgramFailed(f"{args[0]} failed (exit {done.returncode}): {done.stderr.strip()[-STDERR_TAIL:]}")
     return done.stdout
 
 
@@ -57,7 +60,8 @@ class ServedProgram:
     ) -> None:
         self._process = process
         self._stderr = stderr
-        self._secrets = [secret for secret in secrets if secret]
+        # The longest first: a secret may be a part of another one.
+        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
         self.name = name
 
     @property
@@ -71,12 +75,13 @@ class ServedProgram:
 
     def last_words(self) -> str:
         """The end of its stderr, secrets struck out; '' when it said nothing."""
-        size = self._stderr.seek(0, 2)
-        self._stderr.seek(max(0, size - STDERR_TAIL))
-        text = self._stderr.read().decode(errors="replace").strip()
+        # By pread: the program writes at the same file position as we would seek.
+        descriptor = self._stderr.fileno()
+        start = max(0, os.fstat(descriptor).st_size - STDERR_READ)
+        text = os.pread(descriptor, STDERR_READ, start).decode(errors="replace").strip()
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return text[-STDERR_TAIL:]
 
     def wait_until(self, ready: Callable[[], bool], timeout: float) -> None:
         """Wait for `ready()`; raises ProgramFailed if the program ends first, TimedOut after `timeout` seconds."""
@@ -103,21 +108,24 @@ class ServedProgram:
 def serving(
     args: Sequence[str | Path], *, env: Mapping[str, str] | None = None, secrets: Iterable[str] = ()
 ) -> Iterator[ServedProgram]:
-    """Keep a program running inside the `with`; `secrets` never appear in what is said of it."""
-    words = [str(arg) for arg in args]
+    """Keep a program running inside the `with`; `secrets` never appear in what is said of it.
+
+    Raises ProgramMissing.
+    """
+    command = _dying_with_us(args)
     with tempfile.TemporaryFile() as stderr:
-        try:
-            process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env=env,
-            )
-        except FileNotFoundError as error:
-            raise ProgramMissing("setpriv (package util-linux) is not installed") from error
-        program = ServedProgram(process, words[0], stderr, secrets)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=env)
+        program = ServedProgram(process, str(args[0]), stderr, secrets)
         try:
             yield program
         finally:
             program.stop()
+
+
+def _dying_with_us(args: Sequence[str | Path]) -> list[str]:
+    """The command, killed when this thread ends; raises ProgramMissing, for setpriv says no more than exit 127."""
+    command = ["setpriv", "--pdeathsig", "KILL", *map(str, args)]
+    for program in (command[0], str(args[0])):
+        if shutil.which(program) is None:
+            raise ProgramMissing(f"{program} is not installed")
+    return command

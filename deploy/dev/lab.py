@@ -8,6 +8,7 @@
 """
 
 import json
+import random
 import shlex
 import signal
 import socket
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +36,9 @@ SITE_LIMIT = 600.0
 
 SOCKET_PATH_LIMIT = 100
 """Bytes; the kernel takes 107. In a folder with a longer path the hub's socket lies in a temporary folder instead."""
+
+PORTS = range(20_000, 30_000)
+"""Below those that the kernel gives to outgoing connections: a hub that is started again has to find its port free."""
 
 HUB_TOML = """\
 state_dir = {state}
@@ -177,8 +181,8 @@ class Lab:
         """Start the hub, set up first when it is not, and wait until it answers."""
         config, state = self.folder / "hub.toml", self.folder / "hub"
         if not config.exists():
-            listen = f"127.0.0.1:{_free_port()}"
-            config.write_text(_filled(HUB_TOML, state=state, socket=self._socket, listen=listen) + self._hub_toml)
+            listen = f"127.0.0.1:{free_port()}"
+            config.write_text(filled(HUB_TOML, state=state, socket=self._socket, listen=listen) + self._hub_toml)
             self.run(BIN / "sendense-hub", "init", "--config", config, "--repository", self.repository)
         program = self._start("hub", [BIN / "sendense-hub", "serve", "--config", config])
         self._wait(program, lambda: self.sendense("repository", "list", check=False).returncode == 0)
@@ -186,9 +190,7 @@ class Lab:
     def start_agent(self) -> None:
         """Start the agent, enrolled first when it is not, and wait until the hub knows the site's VMs."""
         config = self.folder / "agent.toml"
-        config.write_text(
-            _filled(AGENT_TOML, state=self.folder / "agent", **(self.connection or {})) + self._agent_toml
-        )
+        config.write_text(filled(AGENT_TOML, state=self.folder / "agent", **(self.connection or {})) + self._agent_toml)
         if not (self.folder / "agent" / "identity").exists():
             invitation = self.folder / "join.txt"
             self.sendense("agent", "invite", "lab", "--output", invitation)
@@ -299,7 +301,7 @@ lab: ready. In another terminal:
 lab: logs are in {lab.folder / "logs"}; Ctrl-C ends it."""
 
 
-def _filled(template: str, **values: object) -> str:
+def filled(template: str, **values: object) -> str:
     """The template with each value as TOML (JSON's strings and numbers are TOML's too)."""
     return template.format(**{name: json.dumps(_plain(value)) for name, value in values.items()})
 
@@ -308,10 +310,13 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LabError(f"no free port from {PORTS.start} to {PORTS.stop}")
 
 
 if __name__ == "__main__":

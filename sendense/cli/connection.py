@@ -96,6 +96,7 @@ def _options(connect_timeout: float, call_timeout: float) -> list[tuple[str, str
         ("grpc.initial_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 2000),  # a hub that was restarted is soon found again
         ("grpc.enable_http_proxy", 0),  # every address is on this machine
+        ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # GetChain is not paged
     ]
 
 

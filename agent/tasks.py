@@ -1,0 +1,141 @@
+"""The tasks of an agent: taken from the control stream, run in threads, heard of by heartbeats, reported at their end.
+
+The control stream comes and goes; tasks go on meanwhile. A task's end is reported until the hub has heard it.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+from agent.assignment import Assignment, Counts, Progress, Severity
+from agent.backup import Backup, Site, Slots
+from agent.hub_client import ControlStream
+from shared import logs
+from shared.errors import AgentUnavailable, Cancelled, NotAuthenticated, NotFound, SendenseError, TimedOut
+
+log = logs.get(__name__)
+
+REPORT_PAUSE = 2.0
+"""Seconds between attempts to report a task's end."""
+
+
+class Tasks:
+    """The tasks at hand, by ID."""
+
+    def __init__(self, max_vms: int) -> None:
+        """`max_vms` tasks run at once; others wait."""
+        self._lock = threading.Lock()
+        self._at_hand: dict[str, _Task] = {}
+        self._slots = Slots(max_vms)
+        self._stream: ControlStream | None = None
+        self._closing = threading.Event()
+
+    def ids(self) -> frozenset[str]:
+        """IDs of all tasks at hand, waiting ones too."""
+        with self._lock:
+            return frozenset(self._at_hand)
+
+    def counts(self) -> Mapping[str, Counts]:
+        """How far each started task is."""
+        with self._lock:
+            return {task.id: task.progress.counts() for task in self._at_hand.values() if task.started}
+
+    def attach(self, stream: ControlStream | None) -> None:
+        """Say where log lines go from now on; None: nowhere but this agent's own log."""
+        self._stream = stream
+
+    def start(self, site: Site, assignment: Assignment) -> None:
+        """Run a backup as soon as a slot is free; a task already at hand is left alone."""
+        with self._lock:
+            if assignment.task_id in self._at_hand or self._closing.is_set():
+                return
+            task = _Task(site, assignment, self)
+            self._at_hand[task.id] = task
+            task.thread.start()
+
+    def cancel(self, task_id: str, reason: str) -> None:
+        """Ask a task to stop; an unknown one is ignored."""
+        with self._lock:
+            task = self._at_hand.get(task_id)
+        if task is not None:
+            task.backup.stop(Cancelled(reason))
+
+    def close(self) -> None:
+        """Stop all tasks, wait until their snapshots are removed and their ends are reported (or cannot be)."""
+        with self._lock:
+            self._closing.set()
+            tasks = list(self._at_hand.values())
+        for task in tasks:
+            task.backup.stop(AgentUnavailable("the agent was stopped in the middle of it"))
+        for task in tasks:
+            task.thread.join()
+
+    def tell(self, task_id: str, severity: Severity, message: str) -> None:
+        """Add a line to a task's log."""
+        log.info(message, task=task_id)
+        if (stream := self._stream) is not None:
+            stream.event(task_id, severity, message)
+
+    def run(self, site: Site, task: "_Task") -> None:
+        """Run a task in its thread, once there is a slot, and report its end."""
+        failure: SendenseError | None = None
+        try:
+            with self._slots.one(task.backup.check_stop):
+                task.run()
+        except SendenseError as error:
+            failure = error
+            log.warning("task ended badly", task=task.id, reason=error.reason, error=error.message)
+        except Exception as error:  # the thread's last resort: whatever it was, the hub must hear that the task ended
+            failure = SendenseError(f"the agent failed unexpectedly ({type(error).__name__}); its log tells more")
+            log.exception("task failed unexpectedly", task=task.id)
+        try:
+            self._report(site, task, failure)
+        finally:
+            with self._lock:
+                del self._at_hand[task.id]
+
+    def _report(self, site: Site, task: "_Task", failure: SendenseError | None) -> None:
+        while True:
+            try:
+                site.hub.finish(task.id, failure, task.progress.counts())
+                return
+            except (NotFound, NotAuthenticated) as error:
+                log.warning("the hub does not want to hear of a task's end", task=task.id, error=error.message)
+                return
+            except SendenseError as error:
+                log.warning("cannot report a task's end yet", task=task.id, error=error.message)
+            if self._closing.wait(REPORT_PAUSE):
+                return
+
+
+class _Task:
+    """One task, waiting or running."""
+
+    def __init__(self, site: Site, assignment: Assignment, tasks: Tasks) -> None:
+        self.id = assignment.task_id
+        self.progress = Progress()
+        self.started = False
+        self.backup = Backup(site, assignment, partial(tasks.tell, self.id), self.progress)
+        self.thread = threading.Thread(target=tasks.run, args=(site, self), name=f"task {self.id}")
+        self._time_limit = assignment.time_limit.total_seconds()
+
+    def run(self) -> None:
+        """Make the backup, within its time limit."""
+        self.started = True
+        with self._limited():
+            self.backup.run()
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        if not self._time_limit:
+            yield
+            return
+        error = TimedOut(f"it took longer than the time limit of {self._time_limit:.0f} s")
+        timer = threading.Timer(self._time_limit, self.backup.stop, [error])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
