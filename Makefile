@@ -39,4 +39,4 @@ lock: setup ## Write the hash lock of the Python packages anew (needs uv on PATH
 	  -o deploy/dev/requirements.txt
 
 bench: setup ## Measure speed against what an engineer would otherwise run
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/bench -m bench -s
+	@$(BIN)/python -m tests.bench

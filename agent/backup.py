@@ -131,7 +131,7 @@ class Backup:
 
     def _one_disk(self, snapshot: Snapshot, index: int, disk: SnapshotDisk, untracked: str) -> OpenedTransfer:
         site, settings = self._site, self._site.settings
-        with site.disk_slots.one(self.check_stop):
+        with site.disk_slots.one(self.check_stop), self._stopping_others():
             with opened(
                 settings.vddk,
                 settings.vcenter,
@@ -146,6 +146,15 @@ class Backup:
                     totals = upload(site.hub, transfer, work.plan, reader, pipe)
         site.hub.seal(transfer, work.coverage, totals)
         return transfer
+
+    @contextmanager
+    def _stopping_others(self) -> Iterator[None]:
+        """Inside the slot: once that is free, a disk that waits for it would begin."""
+        try:
+            yield
+        except BaseException as error:
+            self.stop(error)
+            raise
 
     @contextmanager
     def _prepared(

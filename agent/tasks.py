@@ -4,6 +4,7 @@ The control stream comes and goes; tasks go on meanwhile. A task's end is report
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,8 @@ class Tasks:
         self._lock = threading.Lock()
         self._at_hand: dict[str, _Task] = {}
         self._slots = Slots(max_vms)
+        # The hub may have ended a backup whose snapshot is still to be removed here: the VM's next one waits for that.
+        self._slots_of_vms = defaultdict[str, Slots](partial(Slots, 1))
         self._stream: ControlStream | None = None
         self._closing = threading.Event()
 
@@ -50,7 +53,7 @@ class Tasks:
         with self._lock:
             if assignment.task_id in self._at_hand or self._closing.is_set():
                 return
-            task = _Task(site, assignment, self)
+            task = _Task(site, assignment, self, self._slots_of_vms[assignment.vm_id])
             self._at_hand[task.id] = task
             task.thread.start()
 
@@ -81,7 +84,7 @@ class Tasks:
         """Run a task in its thread, once there is a slot, and report its end."""
         failure: SendenseError | None = None
         try:
-            with self._slots.one(task.backup.check_stop):
+            with task.vm_slot.one(task.backup.check_stop), self._slots.one(task.backup.check_stop):
                 task.run()
         except SendenseError as error:
             failure = error
@@ -112,8 +115,9 @@ class Tasks:
 class _Task:
     """One task, waiting or running."""
 
-    def __init__(self, site: Site, assignment: Assignment, tasks: Tasks) -> None:
+    def __init__(self, site: Site, assignment: Assignment, tasks: Tasks, vm_slot: Slots) -> None:
         self.id = assignment.task_id
+        self.vm_slot = vm_slot
         self.progress = Progress()
         self.started = False
         self.backup = Backup(site, assignment, partial(tasks.tell, self.id), self.progress)

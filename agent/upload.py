@@ -17,7 +17,7 @@ from agent.disks.reader import DiskReader
 from agent.hub_client import HubClient, OpenedTransfer, TransferTotals
 from agent.plan import Plan
 from shared.errors import Cancelled
-from shared.extents import Extent, Kind, split
+from shared.extents import Extent, Kind, split_data
 from shared.runs import ClusterRun, Encoding, encode, zero_run
 
 ENCODE_AHEAD = 4
@@ -66,7 +66,7 @@ def _runs(plan: Plan, reader: DiskReader, pipe: Pipeline, start: int) -> Iterato
     """The disk's runs in order, encoded a few pieces ahead of the one being sent."""
     window: deque[list[ClusterRun] | Future[list[ClusterRun]]] = deque()
     pieces = reader.read(
-        _pieces(plan, pipe.settings.request_size, start),
+        split_data(plan.extents(start), pipe.settings.request_size),
         depth=pipe.settings.requests_in_flight,
         stopped=pipe.stopped,
     )
@@ -78,14 +78,6 @@ def _runs(plan: Plan, reader: DiskReader, pipe: Pipeline, start: int) -> Iterato
             yield from _result(window.popleft())
     while window:
         yield from _result(window.popleft())
-
-
-def _pieces(plan: Plan, size: int, start: int) -> Iterator[Extent]:
-    for extent in plan.extents(start):
-        if extent.kind is Kind.ZERO:
-            yield extent
-        else:
-            yield from split([extent], size)
 
 
 def _encoded(piece: Extent, data: memoryview, pipe: Pipeline) -> list[ClusterRun] | Future[list[ClusterRun]]:

@@ -170,6 +170,9 @@ class Backups:
             backup = await _of_task(session, task_id)
         if backup.state is BackupState.COMPLETE and failure is None:
             await self._end_task(task_id, TaskState.SUCCEEDED)
+        elif backup.state in UNFINISHED and task.cancel_requested_at is not None:
+            # Whatever stopped it first: the commit may have been refused before the agent heard of the cancel.
+            await self.end(task_id, Cancelled("cancelled by the operator"))
         else:
             await self.end(task_id, failure or SendenseError("the agent ended the task without committing the backup"))
 

@@ -45,7 +45,7 @@ class AgentsSection(Section):
 class TasksSection(Section):
     """[tasks]: what no task may exceed."""
 
-    time_limit: float = Field(default=4 * 3600, gt=0)
+    time_limit: float = Field(default=4 * 3600, ge=1)
     """Seconds a task may run."""
     stall_limit: float = Field(default=300, gt=0)
     """Seconds a running task may go without a byte or a heartbeat."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from hub.files import storage_errors
 from hub.images import qemu_img, qemu_nbd
 from shared.errors import DataLoss, RepositoryUnavailable
-from shared.extents import Extent, Kind, split
+from shared.extents import Extent, Kind, split_data
 from shared.nbd import NbdDisk, Piece
 from shared.process import ProgramFailed
 from shared.units import MiB
@@ -53,7 +53,7 @@ def opened(image: Path, disk_format: DiskFormat, staging: Path) -> Iterator[Disk
     try:
         if disk_format is DiskFormat.RAW:
             with qemu_nbd.served(image) as socket, NbdDisk(socket) as disk:
-                yield DiskStream(disk.size, disk.read(split(disk.extents(), PIECE), depth=READ_AHEAD))
+                yield DiskStream(disk.size, disk.read(split_data(disk.extents(), PIECE), depth=READ_AHEAD))
         else:
             with _staged(image, staging) as descriptor:
                 yield DiskStream(os.fstat(descriptor).st_size, _file_pieces(descriptor))
@@ -83,7 +83,7 @@ def _staged(image: Path, staging: Path) -> Iterator[int]:
 
 def _file_pieces(descriptor: int) -> Iterator[Piece]:
     size = os.fstat(descriptor).st_size
-    for extent in split(_file_extents(descriptor, size), PIECE):
+    for extent in split_data(_file_extents(descriptor, size), PIECE):
         data = os.pread(descriptor, extent.length, extent.offset) if extent.kind is Kind.DATA else b""
         yield extent, memoryview(data)
 

@@ -40,8 +40,7 @@ class Upkeep:
         """End the unfinished tasks of this hub; their partial files are deleted."""
         for task in await self._unfinished():
             if task.lease_owner == self.tasks.owner:
-                log.warning("giving up a task", task=task.id, why=why)
-                await self.backups.end(task.id, Unavailable(why))
+                await self._end(task, Unavailable(why))
 
     async def run(self) -> None:
         """Round after round, until cancelled; a round that fails is logged, and the next one tries again."""

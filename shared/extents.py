@@ -132,6 +132,15 @@ def fill(extents: Iterable[Extent], capacity: int) -> Iterator[Extent]:
         yield Extent(reached, capacity - reached, Kind.ZERO)
 
 
+def split_data(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Cut DATA extents as `split` does; ZERO ones stay whole, be they terabytes: nothing of them is read."""
+    for extent in extents:
+        if extent.kind is Kind.DATA:
+            yield from split([extent], size)
+        else:
+            yield extent
+
+
 def split(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
     """Cut extents at multiples of `size`, so that none is longer than `size`."""
     for extent in extents:

@@ -127,9 +127,11 @@ class Lab:
             short = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="sendense-"))
             self._socket = Path(short, "hub.sock")
         try:
-            if self.connection is None:
-                self.start_site()
+            # A new site takes seconds to make its disks: the hub is set up meanwhile.
+            await_site = self._launch_site() if self.connection is None else None
             self.start_hub()
+            if await_site is not None:
+                await_site()
             self.start_agent()
         except BaseException:
             self.close()
@@ -168,14 +170,23 @@ class Lab:
 
     def start_site(self) -> None:
         """Start the simulated vCenter and wait until it answers; its disks are made if they are not there."""
+        self._launch_site()()
+
+    def _launch_site(self) -> Callable[[], None]:
+        """Start the simulated vCenter; returns what waits until it answers."""
         told = self.site_folder / "connection.json"
         told.unlink(missing_ok=True)
         command: list[str | Path] = [BIN / "sendense-simulator", "run", "--site", self.site_folder]
         command += ["--keep-frozen", self.frozen]
         if self._description is not None:
             command += ["--description", self._description]
-        self._wait(self._start("site", command), told.exists, SITE_LIMIT)
-        self.connection = json.loads(told.read_text())
+        program = self._start("site", command)
+
+        def await_site() -> None:
+            self._wait(program, told.exists, SITE_LIMIT)
+            self.connection = json.loads(told.read_text())
+
+        return await_site
 
     def start_hub(self) -> None:
         """Start the hub, set up first when it is not, and wait until it answers."""

@@ -109,7 +109,7 @@ async def get_many(session: AsyncSession, backup_ids: Collection[str]) -> dict[s
 async def ids_of_tasks(session: AsyncSession, task_ids: Collection[str]) -> dict[str, str]:
     """The ID of the backup that each of these tasks runs; tasks that run none are left out."""
     rows = await session.execute(select(BackupRow.task_id, BackupRow.id).where(BackupRow.task_id.in_(task_ids)))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 async def of_task(session: AsyncSession, task_id: str) -> Backup | None:

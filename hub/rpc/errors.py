@@ -4,6 +4,7 @@ Every status carries google.rpc.ErrorInfo (reason, domain `sendense`, facts as m
 is at fault. An exception that is none of ours becomes INTERNAL without detail, and is logged with all of it.
 """
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +72,9 @@ class AsyncErrors(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return _replaced(handler, unary_unary=_async_unary(handler.unary_unary, details.method))
         if handler.unary_stream is not None:
-            return _replaced(handler, unary_stream=_async_stream(handler.unary_stream, details.method))
+            # Either a generator, or a coroutine that writes its answers to the context, as the health service does.
+            wrap = _async_stream if inspect.isasyncgenfunction(handler.unary_stream) else _async_unary
+            return _replaced(handler, unary_stream=wrap(handler.unary_stream, details.method))
         return handler
 
 

@@ -6,9 +6,12 @@ only, so one set of messages answers both.
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from importlib.resources import files
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 VERSIONS = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
@@ -74,13 +77,20 @@ def _missing(message: str, code: grpc.StatusCode) -> reflection_pb2.ServerReflec
 
 
 def _image() -> Iterator[FileDescriptorProto]:
-    """All files of the contract with their imports and comments, and those of reflection itself."""
+    """All files of the contract with their imports and comments, and those of health, errors and reflection itself."""
     image = FileDescriptorSet.FromString(files("sendense.v1").joinpath("descriptors.binpb").read_bytes())
     yield from image.file
-    own = FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(own)
+    yield _file_of(health_pb2)
+    yield _file_of(error_details_pb2)
     for version in VERSIONS:
-        yield _renamed(own, version)
+        yield _renamed(_file_of(reflection_pb2), version)
+
+
+def _file_of(module: Any) -> FileDescriptorProto:
+    """The descriptor that a generated module carries, which has no comments."""
+    file = FileDescriptorProto()
+    module.DESCRIPTOR.CopyToProto(file)
+    return file
 
 
 def _renamed(file: FileDescriptorProto, package: str) -> FileDescriptorProto:

@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.extents import Extent, Kind, align_outwards, ascending, fill, intersect, merge, split, subtract, total
-from shared.units import TiB
+from shared.extents import (
+    Extent,
+    Kind,
+    align_outwards,
+    ascending,
+    fill,
+    intersect,
+    merge,
+    split,
+    split_data,
+    subtract,
+    total,
+)
+from shared.units import MiB, TiB
 
 CAPACITY = 120
 
@@ -141,3 +153,9 @@ def test_the_algebra_reads_no_further_than_it_must() -> None:
 def test_offsets_beyond_32_bits_are_nothing_special() -> None:
     left = [Extent(31 * TiB, TiB), Extent(61 * TiB, TiB)]
     assert list(intersect(left, [Extent(32 * TiB - 1, 40 * TiB)])) == [Extent(32 * TiB - 1, 1), Extent(61 * TiB, TiB)]
+
+
+def test_cutting_for_reading_leaves_zeros_whole() -> None:
+    extents = [Extent(0, 62 * TiB, Kind.ZERO), Extent(62 * TiB, 3 * MiB)]
+    pieces = list(split_data(extents, 2 * MiB))
+    assert pieces == [extents[0], Extent(62 * TiB, 2 * MiB), Extent(62 * TiB + 2 * MiB, 1 * MiB)]
