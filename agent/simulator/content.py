@@ -12,8 +12,8 @@ from shared.errors import NotFound
 from shared.process import run
 from shared.units import KiB
 
-SMALLEST = 4 * KiB
-"""Smaller files are left out: four in five files, a twentieth of the bytes, and most of the time it takes."""
+SMALLEST = 16 * KiB
+"""Smaller files are left out: nearly nine in ten files, a twentieth of the bytes, and most of the time it takes."""
 
 MAKE_LIMIT = 600.0
 """Seconds a file system may take to be made."""

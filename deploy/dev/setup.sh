@@ -27,38 +27,6 @@ install_packages() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
 }
 
-# Debian 12 has no nbdkit-plugin-vddk; the next release's `contrib` has, and it works with Debian 12's nbdkit.
-# The suite comes from the mirror this machine already uses, pinned so that nothing else is ever taken from it.
-install_vddk_plugin() {
-  installed nbdkit-plugin-vddk && return
-  if ! apt-cache show nbdkit-plugin-vddk >/dev/null 2>&1; then
-    local mirror
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $(. /etc/os-release; echo "$VERSION_CODENAME")" \
-             'Component: main' | head -n 1)
-    [ -n "$mirror" ] || { say "no Debian mirror found in the apt configuration"; exit 1; }
-    say "adding the trixie suite's contrib for nbdkit-plugin-vddk only"
-    as_root tee /etc/apt/preferences.d/sendense-vddk >/dev/null <<'PIN'
-Package: *
-Pin: release n=trixie
-Pin-Priority: -1
-
-Package: nbdkit-plugin-vddk
-Pin: release n=trixie
-Pin-Priority: 500
-PIN
-    as_root tee /etc/apt/sources.list.d/sendense-vddk.sources >/dev/null <<SOURCE
-Types: deb
-URIs: $mirror
-Suites: trixie
-Components: contrib
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-SOURCE
-    as_root apt-get update -q
-  fi
-  say "installing nbdkit-plugin-vddk"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends nbdkit-plugin-vddk
-}
-
 # pip, not a faster installer: it honours the mirror this machine's pip is configured for.
 install_python() {
   local want
@@ -81,5 +49,5 @@ link_libnbd() {
 }
 
 install_packages
-install_vddk_plugin
+deploy/agent/install-vddk-plugin.sh
 install_python
