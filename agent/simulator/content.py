@@ -48,11 +48,13 @@ def _maker(disk: DiskDescription, root: Path, image: Path) -> list[str | Path]:
 
 def _collect(disk: DiskDescription, root: Path, progress: Callable[[int], None]) -> None:
     """Copy files into `root`, in a fixed order, until they hold `disk.content` bytes."""
+    # mkfs.btrfs makes dangling references of files that have names elsewhere too; mke2fs takes them as they are.
+    place = _link if disk.file_system == "ext4" else _copy
     done, again = 0, 1
     while done < disk.content:
         before = done
         for source in _files(disk.folders):
-            done += _copy(source, root / str(again) / source.relative_to("/"))
+            done += place(source, root / str(again) / source.relative_to("/"))
             progress(done)
             if done >= disk.content:
                 return
@@ -69,14 +71,29 @@ def _files(folders: tuple[Path, ...]) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
+def _link(source: Path, target: Path) -> int:
+    """As `_copy`, without moving bytes where both lie on one file system and nobody forbids it."""
+    size = _size(source)
+    if size:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            return _copy(source, target)
+    return size
+
+
 def _copy(source: Path, target: Path) -> int:
     """Copy a file's bytes; gives how many, 0 for what is small, no regular file or not readable."""
-    status = source.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size < SMALLEST or not os.access(source, os.R_OK):
-        return 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)  # no bytes are moved where both lie on one file system, and nobody forbids it
-    except OSError:
+    size = _size(source)
+    if size:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    return status.st_size
+    return size
+
+
+def _size(source: Path) -> int:
+    """Bytes of a file worth taking, else 0."""
+    status = source.lstat()
+    wanted = stat.S_ISREG(status.st_mode) and status.st_size >= SMALLEST and os.access(source, os.R_OK)
+    return status.st_size if wanted else 0
