@@ -18,10 +18,10 @@ lab: setup ## Run a simulated site, a hub and an agent in the foreground; everyt
 	@$(BIN)/python -m deploy.dev.lab $(LAB)
 
 test: check ## Run the whole test suite
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadgroup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: setup ## Run the tests that take less than ten seconds each
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 check: setup ## ruff, mypy --strict, import contracts, protos in step
 	@$(BIN)/ruff format --check -q .

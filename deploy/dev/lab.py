@@ -3,11 +3,13 @@
     DIR/site     the simulated vCenter and its VMs' disks     DIR/frozen      every disk as each snapshot held it
     DIR/hub      the hub's state                              DIR/repository  its first repository
     DIR/agent    the agent's state                            DIR/logs        what each of them said
+    DIR/tmp      their temporary files
 
 `make lab` keeps a lab in the foreground; the demo and the system tests use it too.
 """
 
 import json
+import os
 import random
 import shlex
 import signal
@@ -257,9 +259,19 @@ class Lab:
         log = self.folder / "logs" / f"{name}.log"
         with log.open("ab") as output:
             words = [str(word) for word in command]
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment()
+            )
         self.programs[name] = program = Program(name, process, log)
         return program
+
+    def _environment(self) -> dict[str, str]:
+        """Temporary files lie under the lab's folder too, unless the sockets among them would have too long a path."""
+        folder = self.folder / "tmp"
+        if len(bytes(folder)) > SOCKET_PATH_LIMIT - len("/sendense-nbd-xxxxxxxx/socket"):
+            return dict(os.environ)
+        folder.mkdir(exist_ok=True)
+        return os.environ | {"TMPDIR": str(folder)}
 
     @staticmethod
     def _wait(program: Program, ready: Callable[[], bool], limit: float = READY_LIMIT) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -151,6 +152,7 @@ def test_interrupting_the_wait_says_that_the_backup_goes_on(hub: ScriptedHub) ->
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert watched.wait(30)
+            time.sleep(0.5)  # what was sent is shown by now: it waits for more
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
         finally:
