@@ -18,6 +18,7 @@ from agent.disks.reader import DiskReader
 from agent.disks.vddk import opened
 from agent.hub_client import HubClient, OpenedTransfer
 from agent.plan import Coverage, Plan, plan_full, plan_incremental
+from agent.stop import Stop
 from agent.upload import Pipeline, upload
 from agent.vsphere.changes import Asked, Base, Decision, changed, decide, enable_tracking
 from agent.vsphere.inventory import find_vm
@@ -76,16 +77,15 @@ class Backup:
         self._assignment = assignment
         self._tell = tell
         self._progress = progress
-        self._why: BaseException | None = None
+        self._stop = Stop()
 
     def stop(self, why: BaseException) -> None:
         """Ask it to end with this error, the snapshot removed; the first word counts."""
-        self._why = self._why or why
+        self._stop.ask(why)
 
     def check_stop(self) -> None:
         """Raise what it was stopped by, if it was."""
-        if self._why is not None:
-            raise self._why
+        self._stop.check()
 
     def run(self) -> None:
         """Make the backup; raises what stopped it."""
@@ -93,14 +93,21 @@ class Backup:
         vsphere, ledger, agent_id = site.vsphere, site.ledger, site.agent_id
         timeout = site.settings.vcenter.snapshot_timeout
         vm = find_vm(vsphere, self._assignment.vm_id)
-        reap(vsphere, ledger, agent_id, site.active_tasks(), timeout=timeout, instance_uuid=vm.instance_uuid)
+        reap(vsphere, ledger, agent_id, site.active_tasks, timeout=timeout, instance_uuid=vm.instance_uuid)
         untracked = enable_tracking(vsphere, vm, agent_id=agent_id, task_id=task_id, ledger=ledger, timeout=timeout)
         if untracked:
             self._tell(Severity.WARNING, f"change tracking is off: {untracked}; the next backup has nothing to go on")
         self.check_stop()
         quiesce = site.settings.backup.quiesce
         with taken(
-            vsphere, vm, agent_id=agent_id, task_id=task_id, ledger=ledger, quiesce=quiesce, timeout=timeout
+            vsphere,
+            vm,
+            agent_id=agent_id,
+            task_id=task_id,
+            ledger=ledger,
+            quiesce=quiesce,
+            timeout=timeout,
+            check_stop=self.check_stop,
         ) as snapshot:
             self._tell(Severity.INFO, f"snapshot {snapshot.moref} of {vm.name} taken ({snapshot.consistency.lower()})")
             self._capture(snapshot, untracked)
@@ -142,7 +149,7 @@ class Backup:
             ) as reader:
                 with self._prepared(snapshot, disk, reader, untracked) as work:
                     transfer = site.hub.open_transfer(self._assignment.backup_id, index, disk, work.decision, work.base)
-                    pipe = Pipeline(settings.backup, site.encoders, self._progress, lambda: self._why is not None)
+                    pipe = Pipeline(settings.backup, site.encoders, self._progress, self._stop)
                     totals = upload(site.hub, transfer, work.plan, reader, pipe)
         site.hub.seal(transfer, work.coverage, totals)
         return transfer

@@ -27,6 +27,8 @@ class VCenterSection(Section):
     """Seconds without a byte after which a call to vCenter is given up; a page of changed areas can take a while."""
     snapshot_timeout: float = Field(default=1800, gt=0)
     """Seconds to wait for vCenter to take or remove a snapshot before saying that it hangs."""
+    reap_interval: float = Field(default=300, gt=0)
+    """Seconds between two tries to remove snapshots left behind: they grow, but what held one lasts minutes."""
 
 
 class VddkSection(Section):

@@ -4,6 +4,7 @@ Calls block and may be made from any thread. What gRPC raises becomes the error 
 """
 
 import queue
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from grpc_status import rpc_status
 from agent.assignment import Assignment, Counts, OnCbtLoss, Severity
 from agent.identity import Identity, key_pem, new_key, signing_request
 from agent.plan import Coverage, Source
+from agent.stop import Stop
 from agent.vsphere.changes import Asked, Base, Decision
 from agent.vsphere.inventory import Vm
 from agent.vsphere.snapshot import Snapshot, SnapshotDisk
@@ -40,6 +42,8 @@ CALL_TIMEOUT = 60.0
 """Seconds for a call that moves no disk's bytes."""
 COMMIT_TIMEOUT = 600.0
 """Seconds for sealing or committing: the hub makes gigabytes of dirty pages durable meanwhile."""
+WELCOME_TIMEOUT = 30.0
+"""Seconds for the hub's first word on a control stream: one that accepts and is silent must not hold the agent."""
 VMS_PER_PAGE = 200
 
 _CHANNEL_OPTIONS = [
@@ -111,12 +115,22 @@ class ControlStream:
         self._outbox.put(control_pb2.ConnectRequest(hello=hello))
         self._call = stub.Connect(iter(self._outbox.get, None))
         try:
-            with translated():
-                first = next(iter(self._call)).welcome
+            self.welcome = self._first()
         except SendenseError:
             self.close()
             raise
-        self.welcome = Welcome(
+
+    def _first(self) -> Welcome:
+        """The welcome. The call has no deadline, so a timer ends it when that does not come."""
+        timer = threading.Timer(WELCOME_TIMEOUT, self._call.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            with translated():
+                first = next(iter(self._call)).welcome
+        finally:
+            timer.cancel()
+        return Welcome(
             first.heartbeat_interval.ToTimedelta().total_seconds(), first.display_name, first.software_version
         )
 
@@ -209,11 +223,15 @@ class HubClient:
             reply = self._transfer.OpenTransfer(request, timeout=CALL_TIMEOUT)
         return OpenedTransfer(reply.transfer_id, reply.durable_offset)
 
-    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun]) -> Iterator[int]:
-        """Stream runs, yielding durable offsets as the hub tells them; an error in `runs` is raised as it was."""
+    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun], stop: Stop) -> Iterator[int]:
+        """Stream runs, yielding durable offsets as the hub tells them; an error in `runs` is raised as it was.
+
+        `stop` breaks the call, which has no deadline, at once; Unavailable is raised then.
+        """
         outgoing = _Outgoing(transfer, runs)
-        with translated():
-            for reply in self._transfer.WriteExtents(iter(outgoing)):
+        call = self._transfer.WriteExtents(iter(outgoing))
+        with stop.interrupting(call.cancel), translated():
+            for reply in call:
                 yield reply.durable_offset
         if outgoing.error is not None:
             raise outgoing.error
@@ -283,7 +301,11 @@ def _error_of(error: Any) -> SendenseError:
     for detail in status.details if status is not None else []:
         if detail.Unpack(info):
             reason = info.reason
-    return error_for(reason, error.code().name, error.details() or "the connection to the hub broke")
+    message = error.details() or "the connection to the hub broke"
+    if error.code() is grpc.StatusCode.CANCELLED and not reason:
+        # gRPC's own: a hub that drains, or this side gave the call up. Nobody asked for a task to stop.
+        return Unavailable(f"the call to the hub was ended: {message}")
+    return error_for(reason, error.code().name, message)
 
 
 def _channel(address: str, ca: bytes, key: bytes, certificate: bytes) -> grpc.Channel:

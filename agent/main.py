@@ -1,10 +1,11 @@
 """`sendense-agent`: join a hub, check the configuration, run."""
 
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 
@@ -16,12 +17,18 @@ from sendense import __version__
 from shared import logs
 from shared.allocator import keep_blocks
 from shared.config import load, read_secret
-from shared.errors import SendenseError
+from shared.errors import SendenseError, TimedOut
 from shared.join import parse
 
 DEFAULT_CONFIG = Path("/etc/sendense/agent.toml")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The Sendense agent: reads VMs for a hub.")
+# Typer's own picture of an error would show local variables.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The Sendense agent: reads VMs for a hub.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 app.add_typer(config_app, name="config")
 
@@ -86,9 +93,17 @@ def _root(version: Version = False) -> None:
 
 
 def main() -> None:
-    """Entry point: our errors are one line and exit status 1."""
+    """Entry point: an error is one line. Exit status 78 (EX_CONFIG): it stays until somebody mends it, such as a
+    refused password, which must not be tried again; 1: trying again may help."""
     try:
         app()
     except SendenseError as error:
-        typer.echo(f"sendense-agent: {error.message}", err=True)
-        raise SystemExit(1) from None
+        temporary = error.retry_helps or isinstance(error, TimedOut)
+        _end(error.message, 1 if temporary else os.EX_CONFIG)
+    except OSError as error:
+        _end(str(error), 1)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    typer.echo(f"sendense-agent: {message}", err=True)
+    raise SystemExit(status) from None

@@ -1,4 +1,4 @@
-"""The agent at work: every object built by hand, the control stream kept open, the inventory reported.
+"""The agent at work: every object built by hand, the control stream kept open, VMs reported, leftovers reaped.
 
 The control stream is opened again, with growing pauses, whenever it breaks; tasks go on meanwhile.
 """
@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from agent.backup import Site, Slots
 from agent.config import AgentSettings
@@ -26,6 +27,9 @@ FIRST_PAUSE = 1.0
 """Seconds before the first new attempt to reach the hub or vCenter."""
 
 LONGEST_PAUSE = 30.0
+
+FAILURE_PAUSE = 30.0
+"""Seconds after which something done now and again is tried once more when it failed, if its turn is not sooner."""
 
 log = logs.get(__name__)
 
@@ -48,9 +52,9 @@ def serve(settings: AgentSettings, identity: Identity, stop: threading.Event) ->
             agent_id=identity.agent_id,
             encoders=encoders,
             disk_slots=Slots(settings.backup.max_disks),
-            active_tasks=tasks.ids,
+            active_tasks=tasks.active,
         )
-        reap(vsphere, site.ledger, site.agent_id, (), timeout=settings.vcenter.snapshot_timeout)
+        _beside("reaper", partial(_reap, site), stop)
         with ThreadPoolExecutor(1, "control") as thread:
             control = thread.submit(_Connection(site, tasks, stop).keep_open)
             control.add_done_callback(lambda _: stop.set())  # without it this is no agent any more
@@ -75,6 +79,28 @@ def _connected(settings: AgentSettings, stop: threading.Event) -> VSphereSession
         stop.wait(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
     return None
+
+
+def _reap(site: Site) -> float:
+    """Remove what was left behind, in seconds or hours: vCenter may have to merge much; returns when to do so again."""
+    vcenter = site.settings.vcenter
+    reap(site.vsphere, site.ledger, site.agent_id, site.active_tasks, timeout=vcenter.snapshot_timeout)
+    return vcenter.reap_interval
+
+
+def _beside(name: str, action: Callable[[], float], ended: threading.Event) -> None:
+    """Do something now, and again after as many seconds as it returns, in a thread of its own, until `ended`."""
+
+    def again_and_again() -> None:
+        while not ended.is_set():
+            try:
+                pause = action()
+            except Exception:  # the thread's last resort: one odd VM must not silence it for good
+                log.exception("something went wrong unexpectedly; trying again", thread=name, seconds=FAILURE_PAUSE)
+                pause = FAILURE_PAUSE
+            ended.wait(pause)
+
+    threading.Thread(target=again_and_again, name=name, daemon=True).start()
 
 
 class _Connection:
@@ -105,8 +131,8 @@ class _Connection:
         self._tasks.attach(stream)
         ended = threading.Event()
         try:
-            self._beside(self._heartbeat, stream, stream.welcome.heartbeat_interval, ended)
-            self._beside(self._report_inventory, stream, self._site.settings.inventory.interval, ended)
+            _beside("heartbeat", partial(self._heartbeat, stream), ended)
+            _beside("inventory", partial(self._report_inventory, ended), ended)
             for message in stream:
                 if isinstance(message, Cancellation):
                     self._tasks.cancel(message.task_id, message.reason)
@@ -117,31 +143,22 @@ class _Connection:
             self._tasks.attach(None)
             stream.close()
 
-    def _beside(
-        self, action: Callable[[ControlStream], None], stream: ControlStream, period: float, ended: threading.Event
-    ) -> None:
-        """Do something now and every `period` seconds, in a thread, until the stream has ended."""
-
-        def again_and_again() -> None:
-            while not ended.is_set():
-                action(stream)
-                ended.wait(period)
-
-        threading.Thread(target=again_and_again, name=action.__name__, daemon=True).start()
-
-    def _heartbeat(self, stream: ControlStream) -> None:
+    def _heartbeat(self, stream: ControlStream) -> float:
         stream.heartbeat(self._tasks.counts())
+        return stream.welcome.heartbeat_interval
 
-    def _report_inventory(self, _: ControlStream) -> None:
-        vsphere = self._site.vsphere
+    def _report_inventory(self, ended: threading.Event) -> float:
+        """Report all VMs, unless the stream ended meanwhile: the next one's report must not be followed by an older."""
+        vsphere, interval = self._site.vsphere, self._site.settings.inventory.interval
         try:
             # All of it first: what vCenter takes its time for is not the hub's time.
             vms = list(inventory(vsphere))
-            if self._stop.is_set():
-                return
+            if ended.is_set() or self._stop.is_set():
+                return interval
             refused = self._site.hub.report_inventory(vsphere.vcenter_id, vms)
         except SendenseError as error:
             log.warning("the inventory was not reported", reason=error.reason, error=error.message)
-            return
+            return min(FAILURE_PAUSE, interval)
         for vm_id in refused:
             log.warning("another vCenter has a VM of this instance UUID; it cannot be backed up here", vm=vm_id)
+        return interval

@@ -4,7 +4,7 @@ The control stream comes and goes; tasks go on meanwhile. A task's end is report
 """
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,12 +13,18 @@ from agent.assignment import Assignment, Counts, Progress, Severity
 from agent.backup import Backup, Site, Slots
 from agent.hub_client import ControlStream
 from shared import logs
-from shared.errors import AgentUnavailable, Cancelled, NotAuthenticated, NotFound, SendenseError, TimedOut
+from shared.errors import AgentUnavailable, Cancelled, SendenseError, TimedOut
 
 log = logs.get(__name__)
 
 REPORT_PAUSE = 2.0
 """Seconds between attempts to report a task's end."""
+
+REPORTS_IN_VAIN = 5
+"""Attempts that a hub may answer with an error of its own (INTERNAL) before a report is given up."""
+
+BACKLOG = 1000
+"""Log lines kept while no control stream is open, the newest: a task tells a few dozen in its life."""
 
 
 class Tasks:
@@ -32,6 +38,7 @@ class Tasks:
         # The hub may have ended a backup whose snapshot is still to be removed here: the VM's next one waits for that.
         self._slots_of_vms = defaultdict[str, Slots](partial(Slots, 1))
         self._stream: ControlStream | None = None
+        self._backlog = deque[tuple[str, Severity, str]](maxlen=BACKLOG)
         self._closing = threading.Event()
 
     def ids(self) -> frozenset[str]:
@@ -39,14 +46,22 @@ class Tasks:
         with self._lock:
             return frozenset(self._at_hand)
 
+    def active(self) -> frozenset[str]:
+        """IDs of the tasks whose snapshots are in use or may come to be: those whose backup has not ended."""
+        with self._lock:
+            return frozenset(task.id for task in self._at_hand.values() if not task.ended)
+
     def counts(self) -> Mapping[str, Counts]:
         """How far each started task is."""
         with self._lock:
             return {task.id: task.progress.counts() for task in self._at_hand.values() if task.started}
 
     def attach(self, stream: ControlStream | None) -> None:
-        """Say where log lines go from now on; None: nowhere but this agent's own log."""
-        self._stream = stream
+        """Say where log lines go from now on, those kept meanwhile first; None: they are kept until there is one."""
+        with self._lock:
+            self._stream = stream
+            while stream is not None and self._backlog:
+                stream.event(*self._backlog.popleft())
 
     def start(self, site: Site, assignment: Assignment) -> None:
         """Run a backup as soon as a slot is free; a task already at hand is left alone."""
@@ -77,8 +92,11 @@ class Tasks:
     def tell(self, task_id: str, severity: Severity, message: str) -> None:
         """Add a line to a task's log."""
         log.info(message, task=task_id)
-        if (stream := self._stream) is not None:
-            stream.event(task_id, severity, message)
+        with self._lock:
+            if self._stream is not None:
+                self._stream.event(task_id, severity, message)
+            else:
+                self._backlog.append((task_id, severity, message))
 
     def run(self, site: Site, task: "_Task") -> None:
         """Run a task in its thread, once there is a slot, and report its end."""
@@ -92,6 +110,7 @@ class Tasks:
         except Exception as error:  # the thread's last resort: whatever it was, the hub must hear that the task ended
             failure = SendenseError(f"the agent failed unexpectedly ({type(error).__name__}); its log tells more")
             log.exception("task failed unexpectedly", task=task.id)
+        task.ended = True
         try:
             self._report(site, task, failure)
         finally:
@@ -99,17 +118,23 @@ class Tasks:
                 del self._at_hand[task.id]
 
     def _report(self, site: Site, task: "_Task", failure: SendenseError | None) -> None:
+        in_vain = 0
         while True:
             try:
                 site.hub.finish(task.id, failure, task.progress.counts())
                 return
-            except (NotFound, NotAuthenticated) as error:
-                log.warning("the hub does not want to hear of a task's end", task=task.id, error=error.message)
-                return
             except SendenseError as error:
+                in_vain += type(error) is SendenseError
+                if not _may_be_heard_later(error) or in_vain == REPORTS_IN_VAIN:
+                    log.warning("the hub does not want to hear of a task's end", task=task.id, error=error.message)
+                    return
                 log.warning("cannot report a task's end yet", task=task.id, error=error.message)
             if self._closing.wait(REPORT_PAUSE):
                 return
+
+
+def _may_be_heard_later(error: SendenseError) -> bool:
+    return error.retry_helps or isinstance(error, TimedOut) or type(error) is SendenseError
 
 
 class _Task:
@@ -120,6 +145,8 @@ class _Task:
         self.vm_slot = vm_slot
         self.progress = Progress()
         self.started = False
+        self.ended = False
+        """Its backup has returned; only its end is still to be heard of."""
         self.backup = Backup(site, assignment, partial(tasks.tell, self.id), self.progress)
         self.thread = threading.Thread(target=tasks.run, args=(site, self), name=f"task {self.id}")
         self._time_limit = assignment.time_limit.total_seconds()

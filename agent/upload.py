@@ -6,8 +6,9 @@
 Bytes in flight are bounded by the reader's depth and the window of encoded pieces; nothing grows with the disk.
 """
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from agent.config import BackupSection
 from agent.disks.reader import DiskReader
 from agent.hub_client import HubClient, OpenedTransfer, TransferTotals
 from agent.plan import Plan
-from shared.errors import Cancelled
+from agent.stop import Stop
+from shared.errors import SendenseError
 from shared.extents import Extent, Kind, split_data
 from shared.runs import ClusterRun, Encoding, encode, zero_run
 
@@ -31,35 +33,54 @@ class Pipeline:
     settings: BackupSection
     encoders: Executor
     progress: Progress
-    stopped: Callable[[], bool]
-    """Turns true when the task is cancelled or another disk of it failed."""
+    stop: Stop
+    """Asked for when the task is cancelled or a disk of it failed, be it this one."""
 
 
 def upload(hub: HubClient, transfer: OpenedTransfer, plan: Plan, reader: DiskReader, pipe: Pipeline) -> TransferTotals:
-    """Send a disk by its plan; raises what reading or the hub raised, or Cancelled."""
+    """Send a disk by its plan; raises what reading or the hub raised, or what stopped it."""
     sent = _Sent(_runs(plan, reader, pipe, transfer.durable_offset))
-    for _ in hub.write_extents(transfer, sent):
-        pass  # durable offsets: what a resumed upload would start from
-    if pipe.stopped():
-        raise Cancelled("the upload was stopped")
+    with sent:
+        try:
+            for _ in hub.write_extents(transfer, sent, pipe.stop):
+                pass  # durable offsets: what a resumed upload would start from
+        except SendenseError as error:
+            pipe.stop.ask(error)  # reading, too, which goes on in gRPC's thread
+    pipe.stop.check()
     return TransferTotals(sent.data_clusters, sent.zero_clusters, plan.total_bytes, plan.data_bytes, plan.zero_bytes)
 
 
 class _Sent:
-    """Counts the clusters that pass."""
+    """Counts the clusters that pass; none does after the `with`, when the reader may be closed.
+
+    gRPC takes runs in a thread of its own, which it does not wait for when a call breaks.
+    """
 
     def __init__(self, runs: Iterator[ClusterRun]) -> None:
         self._runs = runs
+        self._being_made = threading.Lock()
+        self._over = False
         self.data_clusters = 0
         self.zero_clusters = 0
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        with self._being_made:
+            self._over = True
+
     def __iter__(self) -> Iterator[ClusterRun]:
-        for run in self._runs:
+        while (run := self._next()) is not None:
             if run.encoding is Encoding.ZERO:
                 self.zero_clusters += run.count
             else:
                 self.data_clusters += run.count
             yield run
+
+    def _next(self) -> ClusterRun | None:
+        with self._being_made:
+            return None if self._over else next(self._runs, None)
 
 
 def _runs(plan: Plan, reader: DiskReader, pipe: Pipeline, start: int) -> Iterator[ClusterRun]:
@@ -68,10 +89,10 @@ def _runs(plan: Plan, reader: DiskReader, pipe: Pipeline, start: int) -> Iterato
     pieces = reader.read(
         split_data(plan.extents(start), pipe.settings.request_size),
         depth=pipe.settings.requests_in_flight,
-        stopped=pipe.stopped,
+        stopped=pipe.stop.asked,
     )
     for piece, data in pieces:
-        if pipe.stopped():
+        if pipe.stop.asked():
             return
         window.append(_encoded(piece, data, pipe))
         if len(window) > ENCODE_AHEAD:

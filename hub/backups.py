@@ -10,21 +10,24 @@ catalogue transaction; only then is the agent answered. What a backup left is de
 import asyncio
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from hub import chains
 from hub.agents import Agents, BackupOrder, CancelOrder, DiskBase, Session
+from hub.background import Background
 from hub.catalogue import backups, disks, images, repositories, tasks, vms
 from hub.catalogue.backups import Backup
 from hub.catalogue.disks import Disk, DiskIdentity
 from hub.catalogue.engine import Catalogue
 from hub.catalogue.images import Image, NewImage
 from hub.catalogue.states import BackupState, BackupType, Level, TaskKind, TaskState
+from hub.catalogue.tasks import Task
 from hub.catalogue.vms import Vm
 from hub.points import Captured, describe, new_image, publish
-from hub.repository import open_repository
+from hub.repository import RepositoryFolder, open_repository
 from hub.tasks import Tasks
 from hub.transfers import IncomingDisk, Transfer, Transfers
 from shared.errors import (
@@ -56,6 +59,8 @@ class Backups:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Between making a task and sending it, an agent that connects must not be taken for one that lost it.
         self._assigning = asyncio.Lock()
+        self.background = Background()
+        """What nobody waits for: tasks that are being ended, by their IDs, and upkeep's own work."""
 
     async def start(self, vm: Vm, repository_id: str, asked: BackupType) -> Backup:
         """Start a backup; raises NotBackupable, AgentUnavailable, VmBusy, NoUsableParent, RepositoryUnavailable."""
@@ -65,32 +70,48 @@ class Backups:
             raise NotPossibleNow(f"{vm.name} is not in vCenter any more (since {vm.missing_since:%Y-%m-%d %H:%M} UTC)")
         if not self._agents.connected(vm.agent_id):
             raise AgentUnavailable(f"the agent of {vm.name} is not connected to the hub", agent=vm.agent_id)
+        heads = await self._heads(vm.id, repository_id)  # not under the lock: a repository may hang
         async with self._assigning:
-            backup, order = await self._enter(vm, repository_id, asked)
+            backup, order = await self._enter(vm, repository_id, asked, heads)
             try:
                 self._agents.send(vm.agent_id, order)
+                return backup
             except AgentUnavailable as error:
-                await self.end(backup.task_id, error)
-                raise
-        return backup
+                unsent = error
+        await self.end(backup.task_id, unsent)
+        raise unsent
 
     async def attach(self, agent_id: str, task_ids: Collection[str]) -> Session:
-        """An agent connected and has these tasks: its session. Tasks that should be with it and are not have failed."""
+        """An agent connected and has these tasks: its session.
+
+        Tasks that should be with it and are not have failed. Those it is to stop, or that have ended, it is told of:
+        the order to stop may have been lost with an earlier session.
+        """
         async with self._assigning:
-            async with self._catalogue.reading() as session:
-                known = [task for task in await tasks.unfinished(session) if task.agent_id == agent_id]
-            for task in known:
-                if task.id not in task_ids:
-                    await self.end(task.id, AgentUnavailable("the agent was restarted and has lost the task"))
-            return self._agents.connect(agent_id)
+            control = self._agents.connect(agent_id)  # first: a cancel from now on finds this session
+            try:
+                known = await self._unfinished_of(agent_id)
+            except SendenseError:
+                self._agents.disconnect(control)
+                raise
+        wanted = {task.id for task in known if task.cancel_requested_at is None}
+        for task_id in set(task_ids) - wanted:
+            control.send(CancelOrder(task_id, "it was cancelled, or has ended"))
+        lost = AgentUnavailable("the agent was restarted and has lost the task")
+        for task_id in {task.id for task in known} - set(task_ids):
+            self.background.begin(task_id, partial(self.end, task_id, lost))
+        return control
 
     async def begin(self, agent_id: str, task_id: str) -> None:
         """The agent is at work on a task; again changes nothing. Raises NotFound when the task is not this agent's."""
-        async with self._catalogue.writing() as session:
+        async with self._catalogue.reading() as session:
             task = await tasks.get(session, task_id)
-            if task.agent_id != agent_id:
-                raise NotFound(f"there is no task {task_id} of this agent")
-            if task.state is TaskState.QUEUED:
+        if task.agent_id != agent_id:
+            raise NotFound(f"there is no task {task_id} of this agent")
+        if task.state is not TaskState.QUEUED:
+            return  # heartbeats name a task again and again: only the first one writes
+        async with self._catalogue.writing() as session:
+            if (await tasks.get(session, task_id)).state is TaskState.QUEUED:
                 now = datetime.now(UTC)
                 await tasks.move(session, task_id, TaskState.RUNNING, now)
                 backup = await _of_task(session, task_id)
@@ -119,6 +140,7 @@ class Backups:
         async with self._lock(backup_id):
             async with self._catalogue.writing() as session:
                 backup = await self._running(session, agent_id, backup_id)
+                _check_type(backup.type_asked, disk)
                 known = await disks.identify(session, backup.vm_id, disk.identity, disk.label, disk.capacity)
                 head = await images.head(session, known.id, backup.repository_id)
                 repository = await repositories.get(session, backup.repository_id)
@@ -194,11 +216,14 @@ class Backups:
                         await backups.cancel(session, backup.id, error.message)
                     else:
                         await backups.fail(session, backup.id, error.reason, error.message)
-        await self._end_task(task_id, TaskState.CANCELLED if isinstance(error, Cancelled) else TaskState.FAILED, error)
+            # Under the lock: who ends it next, with another reason, finds backup and task ended for the same one.
+            ended = TaskState.CANCELLED if isinstance(error, Cancelled) else TaskState.FAILED
+            await self._end_task(task_id, ended, error)
 
-    async def _enter(self, vm: Vm, repository_id: str, asked: BackupType) -> tuple[Backup, BackupOrder]:
+    async def _enter(
+        self, vm: Vm, repository_id: str, asked: BackupType, heads: Sequence[chains.Head]
+    ) -> tuple[Backup, BackupOrder]:
         """Put task and backup into the catalogue; one transaction, so a refusal leaves nothing."""
-        heads = await self._heads(vm.id, repository_id)
         bases = tuple(_base(head) for head in heads if chains.usable(head)) if asked is not BackupType.FULL else ()
         now = datetime.now(UTC)
         async with self._catalogue.writing() as session:
@@ -228,7 +253,7 @@ class Backups:
         return backup, BackupOrder(task.id, backup.id, vm.id, asked, bases, limit)
 
     async def _heads(self, vm_id: str, repository_id: str) -> list[chains.Head]:
-        """The newest image of each present disk, as far as there is one, and whether its file is there.
+        """The newest image of each present disk, as far as there is one, and whether its chain's files are there.
 
         Looked at before the backup is entered. If another one ends in between, a base is not the newest any more, and
         the transfer is refused.
@@ -237,12 +262,13 @@ class Backups:
             repository = await repositories.get(session, repository_id)
             known = (await disks.list_disks(session, [vm_id])).get(vm_id, [])
             found = [(disk, await images.head(session, disk.id, repository_id)) for disk in known if disk.present]
+            grown = [(disk, await images.chain(session, image.id)) for disk, image in found if image is not None]
         folder = await asyncio.to_thread(open_repository, Path(repository.path), repository.id)
-        return [
-            await asyncio.to_thread(_head, disk, image, folder.path / image.path)
-            for disk, image in found
-            if image is not None
-        ]
+        return [await asyncio.to_thread(_head, disk, chain, folder) for disk, chain in grown]
+
+    async def _unfinished_of(self, agent_id: str) -> list[Task]:
+        async with self._catalogue.reading() as session:
+            return [task for task in await tasks.unfinished(session) if task.agent_id == agent_id]
 
     async def agent_of(self, backup_id: str) -> str:
         """The ID of the agent that makes a backup; raises NotFound."""
@@ -314,7 +340,8 @@ async def _of_task(session: Any, task_id: str) -> Backup:
     return backup
 
 
-def _head(disk: Disk, image: Image, file: Path) -> chains.Head:
+def _head(disk: Disk, chain: Sequence[Image], folder: RepositoryFolder) -> chains.Head:
+    image = chain[-1]
     return chains.Head(
         disk_id=disk.id,
         device_key=disk.identity.device_key,
@@ -324,13 +351,21 @@ def _head(disk: Disk, image: Image, file: Path) -> chains.Head:
         image_id=image.id,
         change_id=image.change_id or "",
         capacity=image.capacity,
-        file_exists=file.exists(),
+        missing_file=folder.first_missing(image.path for image in chain),
     )
 
 
 def _base(head: chains.Head) -> DiskBase:
     identity = DiskIdentity(head.device_key, head.backing_uuid, head.disk_object_id)
     return DiskBase(identity, head.image_id, head.change_id, head.capacity)
+
+
+def _check_type(asked: BackupType, disk: IncomingDisk) -> None:
+    """What was asked for is what runs, or it is said why not; raises InvalidRequest."""
+    if asked is BackupType.FULL and disk.type_run is not BackupType.FULL:
+        raise InvalidRequest(f"{disk.label}: a full was asked for", field="type_run")
+    if asked is not BackupType.FULL and disk.type_run is BackupType.FULL and not disk.type_reason:
+        raise InvalidRequest(f"{disk.label}: it is not said why a full runs", field="type_reason")
 
 
 def _checked_parent(disk: IncomingDisk, head: Image | None) -> Image | None:

@@ -17,18 +17,20 @@ class Head:
     change_id: str
     """'' where change tracking was off."""
     capacity: int
-    file_exists: bool
+    missing_file: str
+    """The first file of its chain that is not there, relative to the repository; '' when all are."""
 
 
 def usable(head: Head) -> bool:
     """Whether an increment can be laid over this image."""
-    return bool(head.change_id) and head.file_exists
+    return bool(head.change_id) and not head.missing_file
 
 
 def why_not(heads: Iterable[Head]) -> str:
     """Why none of these can be a parent, for the administrator."""
     reasons = [
-        f"{head.label}: " + ("its newest image's file is missing" if not head.file_exists else "it has no change ID")
+        f"{head.label}: "
+        + (f"a file is missing from its chain: {head.missing_file}" if head.missing_file else "it has no change ID")
         for head in heads
     ]
     return "; ".join(reasons) or "there is no restore point of it in this repository"

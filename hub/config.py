@@ -35,7 +35,7 @@ class AgentsSection(Section):
     address: str = Field(default="localhost:8443", pattern=HOST_PORT)
     """`host:port` as agents reach it: goes into join strings and into the server's certificate."""
     max_streams: int = Field(default=128, ge=8)
-    """Streams served at once over all agents: one per agent, one per disk on its way in."""
+    """Streams served at once over all agents: one per agent, one per disk on its way in. More are refused."""
     heartbeat_interval: float = Field(default=5, gt=0)
     """Seconds between an agent's signs of life."""
     lease: float = Field(default=60, gt=0)

@@ -50,7 +50,7 @@ class Enrollment:
         issued, key = self.authority.invitation(invitation_id, ttl + LATE)
         invitation = Invitation(invitation_id, name, issued.serial, now, now + ttl)
         async with self.catalogue.writing() as session:
-            await _check_free(session, name)
+            await _check_free(session, name, now)
             await invitations.add(session, invitation)
         return JoinString(self.address, self.authority.ca.der, issued.der, key), invitation.expires_at
 
@@ -62,7 +62,7 @@ class Enrollment:
         now = datetime.now(UTC)
         async with self.catalogue.writing() as session:
             invitation = await invitations.consume(session, invitation_id, now)
-            await _check_free(session, invitation.agent_name)
+            await _check_free(session, invitation.agent_name, now)
             agent = await agents.enrol(session, invitation.agent_name, now)
             issued = self.authority.agent(agent.id, signing_request)
             await agents.certify(session, agent.id, issued.serial, issued.expires_at)
@@ -82,8 +82,14 @@ class Enrollment:
         return agent
 
 
-async def _check_free(session: Any, name: str) -> None:
-    """The name of an agent whose access was revoked is free: who enrols under it takes over its VMs."""
+async def _check_free(session: Any, name: str, now: datetime) -> None:
+    """The name of an agent that can never call again is free: who enrols under it takes over its VMs."""
     for agent in await agents.list_agents(session):
-        if agent.name == name and agent.state is AgentState.ACTIVE:
+        if agent.name == name and _may_call(agent, now):
             raise AlreadyExists(f"there is an agent {name} already", field="display_name")
+
+
+def _may_call(agent: Agent, now: datetime) -> bool:
+    """Whether its access was not revoked and its certificate has not expired."""
+    expires_at = agent.certificate_expires_at
+    return agent.state is AgentState.ACTIVE and (expires_at is None or now < expires_at)

@@ -1,6 +1,7 @@
 """`sendense-hub`: set a hub up, check its configuration, run it."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,10 +9,11 @@ import typer
 
 from hub import server
 from hub.authority import Authority
-from hub.catalogue import schema
+from hub.catalogue import repositories, schema
 from hub.catalogue.engine import Catalogue
 from hub.catalogue.ids import new_id
 from hub.config import HubSettings
+from hub.files import storage_errors
 from hub.repositories import Repositories
 from sendense import __version__
 from shared import logs
@@ -21,7 +23,14 @@ from shared.errors import SendenseError
 
 DEFAULT_CONFIG = Path("/etc/sendense/hub.toml")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The Sendense hub: keeps restore points.")
+FIRST_REPOSITORY = "default"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they show local variables, secrets among them
+    help="The Sendense hub: keeps restore points.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 database_app = typer.Typer(no_args_is_help=True, help="The catalogue's database.")
 app.add_typer(config_app, name="config")
@@ -58,17 +67,28 @@ def init(
 
 async def _init(settings: HubSettings, repository: Path | None) -> None:
     """What cannot be made twice comes last: an `init` that failed half-way is run again."""
-    Authority.refuse_second(settings.pki_dir)
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with storage_errors(settings.state_dir):
+        Authority.refuse_second(settings.pki_dir)
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     await schema.upgrade(settings.database_url)
     if repository is not None:
-        catalogue = await Catalogue.open(settings.database_url)
-        try:
-            await Repositories(catalogue).add("default", repository)
-        finally:
-            await catalogue.close()
-    (settings.state_dir / "hub-id").write_text(new_id() + "\n")
-    Authority.create(settings.pki_dir)
+        await _add_first(settings, repository)
+    with storage_errors(settings.state_dir):
+        (settings.state_dir / "hub-id").write_text(new_id() + "\n")
+        Authority.create(settings.pki_dir)
+
+
+async def _add_first(settings: HubSettings, path: Path) -> None:
+    """Add the first repository, unless an earlier `init` has done so before it failed."""
+    catalogue = await Catalogue.open(settings.database_url)
+    try:
+        async with catalogue.reading() as session:
+            known = await repositories.list_repositories(session)
+        real = await asyncio.to_thread(os.path.realpath, path)
+        if not any((one.name, one.path) == (FIRST_REPOSITORY, real) for one in known):
+            await Repositories(catalogue).add(FIRST_REPOSITORY, path)
+    finally:
+        await catalogue.close()
 
 
 @config_app.command("check")

@@ -11,6 +11,7 @@ not this repository (an unmounted disk's empty mount point) is never written to.
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ class RepositoryFolder:
         """A path as the catalogue keeps it: the repository can be moved."""
         return str(path.relative_to(self.path))
 
+    def first_missing(self, paths: Iterable[str]) -> str:
+        """The first of these paths, as the catalogue keeps them, at which there is no file; '' when all are there."""
+        with storage_errors(self.path):
+            return next((path for path in paths if not (self.path / path).is_file()), "")
+
     def space(self) -> Space:
         """Capacity and free bytes for an ordinary user; raises RepositoryUnavailable."""
         with storage_errors(self.path):
@@ -79,6 +85,13 @@ class RepositoryFolder:
             for folder in {file.parent for file in files}:
                 sync_folder(folder)
         return len(files)
+
+    def backups(self) -> set[tuple[str, str]]:
+        """VM and ID of every backup that has a file here, finished or not, as the files' names say."""
+        with storage_errors(self.path):
+            vms = self.path / "vms"
+            files = [*vms.glob("*/*.*"), *vms.glob("*/*/*.*")]
+            return {(file.relative_to(vms).parts[0], file.name.partition(".")[0]) for file in files}
 
     def make_disk_folder(self, vm_id: str, disk_id: str) -> Path:
         """The folder of a disk's images, made durably when it is not there."""

@@ -6,7 +6,7 @@ The functions block; they are iterated in a thread. What they start (qemu-nbd, a
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -43,10 +43,13 @@ class DiskStream:
 
 
 @contextmanager
-def opened(image: Path, disk_format: DiskFormat, staging: Path) -> Iterator[DiskStream]:
+def opened(
+    image: Path, disk_format: DiskFormat, staging: Path, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[DiskStream]:
     """Open a restore point's image for reading out; raises RepositoryUnavailable or DataLoss.
 
-    QCOW2 is converted into `staging` first: qemu-img cannot write that format to a pipe.
+    QCOW2 is converted into `staging` first: qemu-img cannot write that format to a pipe. That raises LimitReached when
+    there is no room for it, and Cancelled soon after `stopped()`.
     """
     if not image.exists():
         raise RepositoryUnavailable(f"the image {image.name} is not in the repository (looked in {image.parent})")
@@ -55,7 +58,7 @@ def opened(image: Path, disk_format: DiskFormat, staging: Path) -> Iterator[Disk
             with qemu_nbd.served(image) as socket, NbdDisk(socket) as disk:
                 yield DiskStream(disk.size, disk.read(split_data(disk.extents(), PIECE), depth=READ_AHEAD))
         else:
-            with _staged(image, staging) as descriptor:
+            with _staged(image, staging, stopped) as descriptor:
                 yield DiskStream(os.fstat(descriptor).st_size, _file_pieces(descriptor))
     except ProgramFailed as error:
         raise DataLoss(f"the chain of {image.name} cannot be read: {error.message}") from error
@@ -67,13 +70,13 @@ def clear(staging: Path) -> None:
 
 
 @contextmanager
-def _staged(image: Path, staging: Path) -> Iterator[int]:
+def _staged(image: Path, staging: Path, stopped: Callable[[], bool]) -> Iterator[int]:
     """A stand-alone copy of the image, without a name already: nothing is left of it whatever happens."""
     with storage_errors(staging):
         staging.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=staging) as folder:
         copy = Path(folder, "disk.qcow2")
-        qemu_img.convert(image, copy, DiskFormat.QCOW2.value)
+        qemu_img.convert(image, copy, DiskFormat.QCOW2.value, stopped=stopped)
         descriptor = os.open(copy, os.O_RDONLY)
     try:
         yield descriptor

@@ -36,6 +36,7 @@ from hub.rpc.errors import AsyncErrors, ThreadErrors
 from hub.rpc.reflection import Reflection
 from hub.rpc.repository_service import RepositoryService
 from hub.rpc.restore_service import RestoreService
+from hub.rpc.streams import Streams
 from hub.rpc.task_service import TaskService
 from hub.rpc.transfer_service import TransferService
 from hub.rpc.vm_service import VmService
@@ -65,6 +66,9 @@ API_SERVICES = (
     "sendense.v1.TaskService",
     "sendense.v1.VmService",
 )
+
+SHORT_CALLS = 32
+"""Threads of the agents' port that no stream takes: whatever streams, a backup can be sealed, committed and ended."""
 
 DRAIN = 5.0
 """Seconds that calls under way get when the hub stops."""
@@ -119,7 +123,8 @@ async def running(settings: HubSettings) -> AsyncIterator[Hub]:
         try:
             hub = Hub(settings, catalogue, hub_id)
             await hub.upkeep.give_up_work("the hub was restarted in the middle of it")
-            async with _agents_listener(hub), _api_listener(hub), _beside(hub.upkeep):
+            # The operators' socket first: while it is made the umask is another, for the agents' threads too.
+            async with _api_listener(hub), _agents_listener(hub), _beside(hub.upkeep):
                 yield hub
             await hub.upkeep.give_up_work("the hub was stopped in the middle of it")
         finally:
@@ -134,8 +139,10 @@ def _taken(state_dir: Path) -> Iterator[str]:
     """
     try:
         file = (state_dir / "hub-id").open()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise Unavailable(f"{state_dir} is not a hub's state folder: run `sendense-hub init`") from error
+    except OSError as error:
+        raise Unavailable(f"cannot use the state folder {state_dir}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +168,6 @@ async def _api_listener(hub: Hub) -> AsyncIterator[None]:
     states = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(states, server)
     Reflection([*API_SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]).add_to(server)
-    hub.settings.api.socket.parent.mkdir(parents=True, exist_ok=True)
     _bind_socket(server, hub.settings.api.socket)
     await server.start()
     for service in ("", *API_SERVICES):
@@ -176,6 +182,10 @@ async def _api_listener(hub: Hub) -> AsyncIterator[None]:
 
 def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
     """Listen on a socket of mode 0600; by umask, since a later chmod would leave a moment for others to connect."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"cannot make the folder of the unix socket {path}: {error.strerror}") from error
     before = os.umask(0o177)
     try:
         if path.is_socket():
@@ -193,15 +203,18 @@ async def _agents_listener(hub: Hub) -> AsyncIterator[None]:
     settings = hub.settings.agents
     bridge = Bridge(asyncio.get_running_loop())
     callers = Callers(hub.enrollment, bridge)
-    threads = ThreadPoolExecutor(settings.max_streams, thread_name_prefix="agents")
+    streams = Streams(settings.max_streams)
+    threads = ThreadPoolExecutor(settings.max_streams + SHORT_CALLS, thread_name_prefix="agents")
     server = grpc.server(threads, interceptors=[ThreadErrors()], options=_AGENT_OPTIONS)
     enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(EnrollmentService(hub.enrollment, bridge), server)
     control_pb2_grpc.add_ControlServiceServicer_to_server(
-        ControlService(hub.catalogue, callers, hub.agents, hub.backups, hub.tasks, bridge, settings.heartbeat_interval),
+        ControlService(
+            hub.catalogue, callers, streams, hub.agents, hub.backups, hub.tasks, bridge, settings.heartbeat_interval
+        ),
         server,
     )
     transfer_pb2_grpc.add_TransferServiceServicer_to_server(
-        TransferService(callers, hub.backups, hub.transfers, bridge), server
+        TransferService(callers, streams, hub.backups, hub.transfers, bridge), server
     )
     credentials = grpc.ssl_server_credentials(
         [hub.authority.server(settings.address)], hub.authority.ca.pem, require_client_auth=True

@@ -4,6 +4,8 @@ Order, last wins: defaults, the TOML file, environment variables (`SENDENSE_HUB_
 `SENDENSE_AGENT_…` for the agent).
 """
 
+import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,9 +63,15 @@ def load(model: type[Model], path: Path | None) -> Model:
 
 
 def read_secret(path: Path) -> str:
-    """The secret a file holds, less the final newline; raises ConfigError naming the file when it cannot be read."""
+    """The secret a file holds, less the final newline; raises ConfigError naming the file.
+
+    A file that everybody on the machine can get at is refused: what is in it is no secret.
+    """
     try:
-        return path.read_text().rstrip("\n")
+        with path.open() as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IRWXO:
+                raise ConfigError(f"the secret file {path} is open to everybody on this machine: `chmod o= {path}`")
+            return file.read().rstrip("\n")
     except OSError as error:
         raise ConfigError(f"cannot read the secret file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

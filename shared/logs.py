@@ -16,7 +16,7 @@ def set_up(level: str = "INFO") -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     on_terminal = sys.stderr.isatty()
-    renderer: Processor = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+    renderer: Processor = _console() if on_terminal else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -35,6 +35,11 @@ def set_up(level: str = "INFO") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _console() -> Processor:
+    """For a terminal. Its default tracebacks show local variables, and with them every secret that is at hand."""
+    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from shared.errors import SendenseError, TimedOut, Unavailable
+from shared.errors import Cancelled, SendenseError, TimedOut, Unavailable
 
 STDERR_TAIL = 2000
 """Characters of a program's stderr that an error carries."""
 
 STDERR_READ = 32 * STDERR_TAIL
 """Bytes that secrets are struck out of before the tail is taken: one that is cut in two would not be found."""
+
+STOP_POLL = 0.1
+"""Seconds between two looks at whether a program that runs to its end is to stop."""
 
 STOP_GRACE = 5.0
 """Seconds between asking a program to end and killing it."""
@@ -40,16 +43,49 @@ class ProgramFailed(SendenseError):
     reason = "PROGRAM_FAILED"
 
 
-def run(args: Sequence[str | Path], *, timeout: float, stdin: str = "") -> str:
-    """Run a program to its end and return its stdout; raises ProgramFailed, ProgramMissing or TimedOut."""
-    command = _dying_with_us(args)
-    try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise TimedOut(f"{args[0]} did not end within {timeout:.0f} s") from error
-    if done.returncode:
-        raise ProgramFailed(f"{args[0]} failed (exit {done.returncode}): {done.stderr.strip()[-STDERR_TAIL:]}")
-    return done.stdout
+def run(
+    args: Sequence[str | Path], *, timeout: float, stdin: str = "", stopped: Callable[[], bool] = lambda: False
+) -> str:
+    """Run a program to its end, or kill it once `stopped()`; returns its stdout.
+
+    Raises ProgramFailed, ProgramMissing, TimedOut after `timeout` seconds, or Cancelled when it was stopped.
+    """
+    command, pipe, name = _dying_with_us(args), subprocess.PIPE, str(args[0])
+    with (
+        _file_of(stdin) as source,
+        subprocess.Popen(command, stdin=source, stdout=pipe, stderr=pipe, text=True) as process,
+    ):
+        try:
+            stdout, stderr = _output(process, name, timeout, stopped)
+        finally:
+            process.kill()  # one that has ended does not mind
+    if process.returncode:
+        raise ProgramFailed(f"{name} failed (exit {process.returncode}): {stderr.strip()[-STDERR_TAIL:]}")
+    return stdout
+
+
+@contextmanager
+def _file_of(text: str) -> Iterator[IO[str]]:
+    """The text as a file: a pipe would need somebody to fill it, and `communicate` stops that at its first timeout."""
+    with tempfile.TemporaryFile("w+") as file:
+        file.write(text)
+        file.seek(0)
+        yield file
+
+
+def _output(
+    process: "subprocess.Popen[str]", name: str, timeout: float, stopped: Callable[[], bool]
+) -> tuple[str, str]:
+    """All that the program says on stdout and stderr until it ends; raises TimedOut or Cancelled while it runs."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return process.communicate(timeout=STOP_POLL)
+        except subprocess.TimeoutExpired as error:
+            if stopped():
+                raise Cancelled(f"{name} was stopped") from error
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{name} did not end within {timeout:.0f} s") from error
 
 
 class ServedProgram:

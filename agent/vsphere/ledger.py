@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
-from shared.errors import DataLoss
+from shared.errors import DataLoss, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,10 @@ class Entry:
 
 
 class Ledger:
-    """Entries in one small file, replaced as a whole and fsynced at each change. For all threads of one agent."""
+    """Entries in one small file, replaced as a whole and fsynced at each change. For all threads of one agent.
+
+    Changing it raises Unavailable when the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the file if there is one; raises DataLoss when it is not a ledger."""
@@ -66,6 +69,12 @@ class Ledger:
                 self._write()
 
     def _write(self) -> None:
+        try:
+            self._replace()
+        except OSError as error:
+            raise Unavailable(f"the ledger of snapshots {self._path} cannot be written: {error.strerror}") from error
+
+    def _replace(self) -> None:
         unfinished = self._path.with_name(self._path.name + ".new")
         with unfinished.open("w") as file:
             json.dump([asdict(entry) for entry in self._entries.values()], file, indent=1)

@@ -92,11 +92,13 @@ def taken(
     ledger: Ledger,
     quiesce: bool,
     timeout: float,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[Snapshot]:
     """A snapshot of the VM, inside the `with`; it is removed at the end whatever happened.
 
     A removal that fails is logged and left to `reap`: it neither hides an error nor spoils what was done.
-    `timeout` seconds each for making and removing it. Raises NotBackupable for a template or a VM without a disk to
+    `timeout` seconds each for making and removing it; what `check_stop` raises ends the wait for it to be made, and a
+    snapshot that comes after all is left to `reap`. Raises NotBackupable for a template or a VM without a disk to
     capture, TimedOut, and vCenter's faults translated.
     """
     _refuse_unbackupable(vm)
@@ -104,7 +106,9 @@ def taken(
     name = snapshot_name(agent_id, task_id)
     ledger.intend(name, vm.instance_uuid, vm.moref)
     try:
-        moref, quiesced = _create(managed, vm, name, quiesce, timeout)
+        moref, quiesced = _create(
+            managed, vm, name, quiesce, partial(tasks.carry_out, timeout=timeout, check_stop=check_stop)
+        )
         ledger.made(name, moref)
         yield _read(session, managed, vm, moref, quiesced)
     finally:
@@ -115,21 +119,24 @@ def reap(
     session: VSphereSession,
     ledger: Ledger,
     agent_id: str,
-    active_task_ids: Collection[str],
+    active_tasks: Callable[[], Collection[str]],
     *,
     timeout: float,
     instance_uuid: str = "",
 ) -> None:
-    """Remove the snapshots that this agent has left behind; call it at the agent's start and before each backup.
+    """Remove the snapshots that this agent has left behind; call it every now and then, and before each backup.
 
-    Looks at the VMs of the ledger, or only at the one named, be it in the ledger or not. Snapshots of active tasks,
-    of other agents and of people are not touched. What cannot be removed now is logged and stays in the ledger.
+    Looks at the VMs of the ledger, or only at the one named, be it in the ledger or not. Snapshots of other agents and
+    of people are not touched, nor those of active tasks: `active_tasks` gives their IDs, and is asked again after
+    vCenter has listed the snapshots, since a task may begin meanwhile. What cannot be removed now is logged and stays
+    in the ledger.
     """
-    active = {snapshot_name(agent_id, task_id) for task_id in active_task_ids}
     ours = snapshot_name(agent_id, "")
 
     def is_leftover(name: str) -> bool:
-        return name.startswith(ours) and name.count("-") == ours.count("-") and name not in active
+        if not name.startswith(ours) or name.count("-") != ours.count("-"):
+            return False
+        return name not in {snapshot_name(agent_id, task_id) for task_id in active_tasks()}
 
     for vm in [instance_uuid] if instance_uuid else sorted({entry.instance_uuid for entry in ledger.entries()}):
         _clear(session, ledger, vm, is_leftover, timeout)
@@ -142,12 +149,12 @@ def _refuse_unbackupable(vm: Vm) -> None:
         raise NotBackupable(f"{vm.name} has no disk that a snapshot captures", vm=vm.name)
 
 
-def _create(managed: Any, vm: Vm, name: str, quiesce: bool, timeout: float) -> tuple[str, bool]:
+def _create(managed: Any, vm: Vm, name: str, quiesce: bool, carry_out: Callable[..., Any]) -> tuple[str, bool]:
     """Reference of a new snapshot, and whether the guest was quiesced."""
 
     def create(quiesced: bool) -> str:
         call = partial(managed.CreateSnapshot_Task, name, "Sendense reads a backup from it", False, quiesced)
-        made = tasks.carry_out(f"taking a snapshot of {vm.name}", call, timeout=timeout)
+        made = carry_out(f"taking a snapshot of {vm.name}", call)
         return str(made._GetMoId())
 
     # vCenter ignores the wish for a VM that does not run.
@@ -220,6 +227,8 @@ def _clear(
     session: VSphereSession, ledger: Ledger, instance_uuid: str, is_leftover: Callable[[str], bool], timeout: float
 ) -> None:
     """Remove the VM's snapshots whose names are leftovers, and strike them out; or log why that cannot be now."""
+    # Before vCenter is asked: of a snapshot that is made after it was, its answer tells nothing.
+    entries = [entry for entry in ledger.entries() if entry.instance_uuid == instance_uuid and is_leftover(entry.name)]
     removed: set[str] | None
     try:
         removed = _retried(partial(_remove, session, instance_uuid, is_leftover, timeout))
@@ -229,8 +238,8 @@ def _clear(
     except SendenseError as error:
         log.error("a snapshot could not be removed; it will be tried again", vm=instance_uuid, error=error.message)
         return
-    for entry in ledger.entries():
-        if entry.instance_uuid == instance_uuid and is_leftover(entry.name) and _is_settled(entry, removed):
+    for entry in entries:
+        if _is_settled(entry, removed):
             ledger.gone(entry.name)
 
 

@@ -12,10 +12,13 @@ LONGEST_PAUSE = 2.0
 """Seconds between looks at a task: often at first, since most take a second, then seldom, since some take an hour."""
 
 
-def carry_out(doing: str, start: Callable[[], Any], *, timeout: float) -> Any:
+def carry_out(
+    doing: str, start: Callable[[], Any], *, timeout: float, check_stop: Callable[[], None] = lambda: None
+) -> Any:
     """Start a task and return its result when vCenter has ended it.
 
-    Raises the task's fault, translated, and TimedOut after `timeout` seconds; vCenter goes on with the task then.
+    Raises the task's fault, translated. Raises TimedOut after `timeout` seconds, and what `check_stop` raises: vCenter
+    goes on with the task then.
     """
     with translated(doing):
         task = start()
@@ -30,5 +33,6 @@ def carry_out(doing: str, start: Callable[[], Any], *, timeout: float) -> Any:
             return info.result
         if time.monotonic() > deadline:
             raise TimedOut(f"{doing}: vCenter has not ended its task {task._GetMoId()} within {timeout:.0f} s")
+        check_stop()
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)

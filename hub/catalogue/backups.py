@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from hub.catalogue.ids import new_id
 from hub.catalogue.images import NewImage, check_parent
 from hub.catalogue.models import BackupRow, DiskRow, ImageRow, VmRow
-from hub.catalogue.rows import find, value
+from hub.catalogue.rows import find, portions, value
 from hub.catalogue.states import (
     BACKUP_MOVES,
     UNFINISHED_BACKUP,
@@ -102,8 +102,11 @@ async def get(session: AsyncSession, backup_id: str) -> Backup:
 
 async def get_many(session: AsyncSession, backup_ids: Collection[str]) -> dict[str, Backup]:
     """These backups by ID; unknown ones are left out."""
-    rows = await session.scalars(select(BackupRow).where(BackupRow.id.in_(backup_ids)))
-    return {row.id: _backup(row) for row in rows}
+    found: dict[str, Backup] = {}
+    for portion in portions(backup_ids):
+        rows = await session.scalars(select(BackupRow).where(BackupRow.id.in_(portion)))
+        found |= {row.id: _backup(row) for row in rows}
+    return found
 
 
 async def ids_of_tasks(session: AsyncSession, task_ids: Collection[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from hub.catalogue.models import BackupRow, ImageRow
-from hub.catalogue.rows import find, value
+from hub.catalogue.rows import find, portions, value
 from hub.catalogue.states import BackupState, BackupType
 from shared.errors import InvalidRequest, NoUsableParent
 
@@ -66,8 +66,11 @@ async def get(session: AsyncSession, image_id: str) -> Image:
 
 async def get_many(session: AsyncSession, image_ids: Collection[str]) -> dict[str, Image]:
     """These images by ID; unknown ones are left out."""
-    rows = await session.scalars(select(ImageRow).where(ImageRow.id.in_(image_ids)))
-    return {row.id: value(Image, row) for row in rows}
+    found: dict[str, Image] = {}
+    for portion in portions(image_ids):
+        rows = await session.scalars(select(ImageRow).where(ImageRow.id.in_(portion)))
+        found |= {row.id: value(Image, row) for row in rows}
+    return found
 
 
 async def of_disks(session: AsyncSession, disk_ids: Collection[str]) -> list[Image]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import Select, and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from hub.catalogue.disks import DiskIdentity
@@ -42,10 +42,11 @@ class ReportedVm:
 
 @dataclass(frozen=True, slots=True)
 class Clash:
-    """A reported VM that was left alone: its instance UUID is known as a VM of another vCenter."""
+    """A reported VM that was left alone: it is known as a VM of another vCenter, or another active agent has it."""
 
     vm_id: str
     known_vcenter: str
+    known_agent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,12 @@ async def report(
 ) -> Outcome:
     """Take over a whole inventory. Nothing is deleted: absent VMs are marked missing, absent disks not present.
 
-    A clone of a vCenter repeats instance UUIDs; a VM known under another vCenter is therefore never overwritten.
+    A clone of a vCenter repeats instance UUIDs; a VM known under another vCenter is therefore never overwritten. Nor
+    is one that another active agent has: no agent can take another's VMs. A missing or a revoked agent's VM moves over.
     """
-    homes = dict((await session.execute(select(VmRow.id, VmRow.vcenter))).all())
     reported = {vm.id: vm for vm in vms}
-    clashes = tuple(Clash(key, homes[key]) for key in reported if homes.get(key, vcenter) != vcenter)
+    homes = set(await session.scalars(select(VmRow.id)))
+    clashes = tuple(clash for clash in await _taken(session, agent_id, vcenter) if clash.vm_id in reported)
     for clash in clashes:
         del reported[clash.vm_id]
     rows = [_row(vm) | {"agent_id": agent_id, "vcenter": vcenter, "seen_at": now} for vm in reported.values()]
@@ -81,6 +83,19 @@ async def report(
     return Outcome(len(fresh), len(known), missing, clashes)
 
 
+async def _taken(session: AsyncSession, agent_id: str, vcenter: str) -> list[Clash]:
+    """The VMs that this agent's report must leave alone."""
+    held = and_(
+        VmRow.agent_id != agent_id, VmRow.missing_since.is_(None), VmRow.agent_id.in_(_agents(AgentState.ACTIVE))
+    )
+    query = select(VmRow.id, VmRow.vcenter, VmRow.agent_id).where(or_(VmRow.vcenter != vcenter, held))
+    return [Clash(*row) for row in await session.execute(query.order_by(VmRow.id))]
+
+
+def _agents(state: AgentState) -> Select[str]:
+    return select(AgentRow.id).where(AgentRow.state == state)
+
+
 def _row(vm: ReportedVm) -> dict[str, Any]:
     row = {name: getattr(vm, name) for name in ReportedVm.__slots__ if name != "disks"}
     return row | {"missing_since": None}
@@ -90,12 +105,11 @@ async def _mark_missing(
     session: AsyncSession, agent_id: str, vcenter: str, reported: Mapping[str, object], now: datetime
 ) -> int:
     """Agents of one vCenter may see different parts of it: each speaks for its own VMs and those of revoked agents."""
-    revoked = select(AgentRow.id).where(AgentRow.state == AgentState.REVOKED)
     before = await session.scalars(
         select(VmRow.id).where(
             VmRow.vcenter == vcenter,
             VmRow.missing_since.is_(None),
-            or_(VmRow.agent_id == agent_id, VmRow.agent_id.in_(revoked)),
+            or_(VmRow.agent_id == agent_id, VmRow.agent_id.in_(_agents(AgentState.REVOKED))),
         )
     )
     gone = [{"id": vm_id, "missing_since": now} for vm_id in before if vm_id not in reported]

@@ -1,6 +1,8 @@
 """From rows to the frozen dataclasses that leave the catalogue."""
 
+from collections.abc import Collection, Iterator
 from dataclasses import fields
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,6 +12,9 @@ from shared.errors import NotFound
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+MOST_VALUES = 10_000
+"""Values that one statement lists. SQLite takes 32 766 variables: https://www.sqlite.org/limits.html, 9."""
 
 Row = TypeVar("Row", bound=Base)
 Shape = TypeVar("Shape", bound="DataclassInstance")
@@ -28,3 +33,10 @@ def value(shape: type[Shape], row: Base, **given: Any) -> Shape:
     return shape(
         **{field.name: getattr(row, field.name) for field in fields(shape) if field.name not in given}, **given
     )
+
+
+def portions(keys: Collection[str]) -> Iterator[list[str]]:
+    """The keys in portions that a statement can list; none for no keys."""
+    left = iter(keys)
+    while portion := list(islice(left, MOST_VALUES)):
+        yield portion

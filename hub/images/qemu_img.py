@@ -5,11 +5,14 @@ Paths are handed over absolute: a name that begins with "/" is never read as an 
 name any file of this machine as its parent.
 """
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import AlreadyExists, DataLoss
+from shared.errors import AlreadyExists, DataLoss, LimitReached
 from shared.process import ProgramFailed, run
 
 QUICK = 60.0
@@ -58,14 +61,28 @@ def check(path: Path) -> None:
         raise ImageDamaged(f"{path} is damaged: {error.message}") from error
 
 
-def convert(source: Path, target: Path, target_format: str, *, timeout: float = LONG) -> None:
+def convert(source: Path, target: Path, target_format: str, *, stopped: Callable[[], bool] = lambda: False) -> None:
     """Write the disk that a QCOW2 image and its chain hold to a new file, `raw` or `qcow2`, that needs no parent.
 
-    Raises AlreadyExists, ProgramFailed, TimedOut; what is left of a target then is the caller's to delete.
+    Raises AlreadyExists, LimitReached when the target's file system is full, ProgramFailed, TimedOut, or Cancelled
+    once `stopped()`; what is left of a target then is the caller's to delete.
     """
     if target.exists():
         raise AlreadyExists(f"{target} exists")
-    run(
-        ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", target_format, source.absolute(), target.absolute()],
-        timeout=timeout,
-    )
+    command: list[str | Path] = [
+        "qemu-img",
+        "convert",
+        "-U",
+        "-f",
+        "qcow2",
+        "-O",
+        target_format,
+        source.absolute(),
+        target.absolute(),
+    ]
+    try:
+        run(command, timeout=LONG, stopped=stopped)
+    except ProgramFailed as error:
+        if os.strerror(errno.ENOSPC) in error.message:
+            raise LimitReached(f"there is no room for {target.name} in {target.parent}: {error.message}") from error
+        raise

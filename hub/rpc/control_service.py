@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import grpc
@@ -18,6 +19,7 @@ from hub.catalogue.states import Level
 from hub.rpc import messages
 from hub.rpc.bridge import Bridge
 from hub.rpc.callers import Callers
+from hub.rpc.streams import Streams, first
 from hub.tasks import Tasks
 from sendense import __version__
 from sendense.v1 import control_pb2, control_pb2_grpc, task_pb2
@@ -42,6 +44,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self,
         catalogue: Catalogue,
         callers: Callers,
+        streams: Streams,
         connected: Agents,
         running: Backups,
         tasks: Tasks,
@@ -50,6 +53,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     ) -> None:
         self._catalogue = catalogue
         self._callers = callers
+        self._streams = streams
         self._agents = connected
         self._backups = running
         self._tasks = tasks
@@ -59,9 +63,20 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     def Connect(
         self, requests: Iterator[control_pb2.ConnectRequest], context: grpc.ServicerContext
     ) -> Iterator[control_pb2.ConnectResponse]:
-        agent_id = self._callers.agent(context)
-        hello = next(requests, control_pb2.ConnectRequest()).hello
-        _check_version(hello)
+        with self._streams.admitted():
+            agent_id = self._callers.agent(context)
+            hello = first(requests, context, control_pb2.ConnectRequest()).hello
+            _check_version(hello)
+            yield from self._attended(agent_id, hello, requests, context)
+
+    def _attended(
+        self,
+        agent_id: str,
+        hello: control_pb2.Hello,
+        requests: Iterator[control_pb2.ConnectRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[control_pb2.ConnectResponse]:
+        """An agent's session, from its welcome on: what it is told, while what it says is taken in beside."""
         name = self._bridge(self._note(agent_id, hello, datetime.now(UTC)))
         session = self._bridge(self._backups.attach(agent_id, hello.task_ids))
         log.info("agent connected", agent=name, version=hello.software_version, host=hello.hostname)
@@ -118,16 +133,15 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             session.close()
 
     def _take(self, agent_id: str, request: control_pb2.ConnectRequest) -> None:
-        try:
-            for progress in request.heartbeat.tasks:
+        for progress in request.heartbeat.tasks:
+            with _logged():
                 if self._tasks.running(progress.task_id) is None:
                     self._bridge(self._backups.begin(agent_id, progress.task_id))
                 self._heard(agent_id, progress.task_id, progress)
-            if request.HasField("event"):
-                level = _LEVELS.get(request.event.severity, Level.INFO)
+        if request.HasField("event"):
+            level = _LEVELS.get(request.event.severity, Level.INFO)
+            with _logged():
                 self._bridge(self._tasks.quote(agent_id, request.event.task_id, level, request.event.message))
-        except SendenseError as error:
-            log.warning("what an agent said was not taken in", reason=error.reason, error=error.message)
 
     def _heard(self, agent_id: str, task_id: str, progress: control_pb2.TaskProgress) -> None:
         """Take over what an agent counts of a task of its own."""
@@ -150,6 +164,15 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def _take_over(self, agent_id: str, vcenter_id: str, vms: list[ReportedVm]) -> Outcome:
         async with self._catalogue.writing() as session:
             return await inventory.report(session, agent_id, vcenter_id, vms, datetime.now(UTC))
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """A part of what an agent said: when it cannot be taken in, the others still are."""
+    try:
+        yield
+    except SendenseError as error:
+        log.warning("what an agent said was not taken in", reason=error.reason, error=error.message)
 
 
 def _check_version(hello: control_pb2.Hello) -> None:

@@ -1,7 +1,8 @@
 """RestoreService."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+import threading
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,18 @@ class RestoreService(restore_pb2_grpc.RestoreServiceServicer):
         if request.format not in _FORMATS:
             raise InvalidRequest(f"there is no disk format {request.format}", field="format")
         image, path = await self._find(request)
-        stream = _messages(path, image.capacity, _FORMATS[request.format], self._staging)
+        stop = threading.Event()
+        stream = _messages(path, image.capacity, _FORMATS[request.format], self._staging, stop.is_set)
         loop = asyncio.get_running_loop()
         # A thread of its own: when the caller leaves, closing the stream waits its turn behind the read under way.
-        with ThreadPoolExecutor(1, thread_name_prefix="restore") as thread:
-            try:
-                while (message := await loop.run_in_executor(thread, next, stream, None)) is not None:
-                    yield message
-            finally:
-                await loop.run_in_executor(thread, stream.close)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
+        try:
+            while (message := await loop.run_in_executor(thread, next, stream, None)) is not None:
+                yield message
+        finally:
+            stop.set()
+            thread.submit(stream.close)
+            thread.shutdown(wait=False)  # the event loop does not wait for a program to end
 
     async def _find(self, request: restore_pb2.ReadDiskRequest) -> tuple[Image, Path]:
         """The image asked for, and where it is."""
@@ -64,10 +68,10 @@ class RestoreService(restore_pb2_grpc.RestoreServiceServicer):
 
 
 def _messages(
-    path: Path, capacity: int, disk_format: DiskFormat, staging: Path
+    path: Path, capacity: int, disk_format: DiskFormat, staging: Path, stopped: Callable[[], bool]
 ) -> Generator[restore_pb2.ReadDiskResponse, None, None]:
     data_bytes = zero_bytes = 0
-    with opened(path, disk_format, staging) as stream:
+    with opened(path, disk_format, staging, stopped) as stream:
         header = restore_pb2.DiskHeader(size_bytes=stream.size, capacity_bytes=capacity)
         yield restore_pb2.ReadDiskResponse(header=header)
         for extent, data in stream.pieces:

@@ -12,6 +12,7 @@ from hub.points import Captured
 from hub.rpc import messages
 from hub.rpc.bridge import Bridge
 from hub.rpc.callers import Callers
+from hub.rpc.streams import Streams, first
 from hub.transfers import Coverage, CoverageSource, IncomingDisk, Totals, Transfer, Transfers
 from sendense.v1 import backup_pb2, transfer_pb2, transfer_pb2_grpc
 from shared.errors import InvalidRequest, NotFound
@@ -39,8 +40,11 @@ _CONSISTENCIES: dict[int, Consistency] = {
 class TransferService(transfer_pb2_grpc.TransferServiceServicer):
     """Unpack, call, pack. Methods run in threads."""
 
-    def __init__(self, callers: Callers, running: Backups, transfers: Transfers, bridge: Bridge) -> None:
+    def __init__(
+        self, callers: Callers, streams: Streams, running: Backups, transfers: Transfers, bridge: Bridge
+    ) -> None:
         self._callers = callers
+        self._streams = streams
         self._backups = running
         self._transfers = transfers
         self._bridge = bridge
@@ -55,12 +59,13 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
     def WriteExtents(
         self, requests: Iterator[transfer_pb2.WriteExtentsRequest], context: grpc.ServicerContext
     ) -> Iterator[transfer_pb2.WriteExtentsResponse]:
-        first = next(requests, transfer_pb2.WriteExtentsRequest())
-        if not first.HasField("start"):
-            raise InvalidRequest("the first message of this stream says which transfer", field="start")
-        transfer = self._own(first.start.transfer_id, context)
-        for durable in transfer.write(first.start.offset, map(_run, requests)):
-            yield transfer_pb2.WriteExtentsResponse(durable_offset=durable)
+        with self._streams.admitted():
+            opening = first(requests, context, transfer_pb2.WriteExtentsRequest())
+            if not opening.HasField("start"):
+                raise InvalidRequest("the first message of this stream says which transfer", field="start")
+            transfer = self._own(opening.start.transfer_id, context)
+            for durable in transfer.write(opening.start.offset, map(_run, requests)):
+                yield transfer_pb2.WriteExtentsResponse(durable_offset=durable)
 
     def SealTransfer(
         self, request: transfer_pb2.SealTransferRequest, context: grpc.ServicerContext

@@ -96,7 +96,8 @@ class BackupServiceServicer:
 
     def CancelBackup(self, request, context):
         """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
-        CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+        CANCELLED when its agent has removed the snapshot, and at once when its agent is not connected. Errors: NOT_FOUND ·
+        FAILED_PRECONDITION when it has ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

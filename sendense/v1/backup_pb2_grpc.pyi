@@ -57,7 +57,8 @@ class BackupServiceStub:
     """Backups, newest first. Filters are ANDed; none of them set lists all."""
     CancelBackup: _grpc.UnaryUnaryMultiCallable[_backup_pb2.CancelBackupRequest, _backup_pb2.Backup]
     """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
-    CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+    CANCELLED when its agent has removed the snapshot, and at once when its agent is not connected. Errors: NOT_FOUND ·
+    FAILED_PRECONDITION when it has ended already.
     """
     GetChain: _grpc.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]
     """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
@@ -86,7 +87,8 @@ class BackupServiceAsyncStub(BackupServiceStub):
     """Backups, newest first. Filters are ANDed; none of them set lists all."""
     CancelBackup: _aio.UnaryUnaryMultiCallable[_backup_pb2.CancelBackupRequest, _backup_pb2.Backup]  # type: ignore[assignment]
     """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
-    CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+    CANCELLED when its agent has removed the snapshot, and at once when its agent is not connected. Errors: NOT_FOUND ·
+    FAILED_PRECONDITION when it has ended already.
     """
     GetChain: _aio.UnaryUnaryMultiCallable[_backup_pb2.GetChainRequest, _backup_pb2.GetChainResponse]  # type: ignore[assignment]
     """The chains of a VM's disks: for each disk and repository the images from the oldest full one to the newest, in the
@@ -136,7 +138,8 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_backup_pb2.Backup, _abc.Awaitable[_backup_pb2.Backup]]:
         """Ask a backup that is PENDING or RUNNING to stop; asking again changes nothing. Returns at once; the backup is
-        CANCELLED when its agent has removed the snapshot. Errors: NOT_FOUND · FAILED_PRECONDITION when it has ended already.
+        CANCELLED when its agent has removed the snapshot, and at once when its agent is not connected. Errors: NOT_FOUND ·
+        FAILED_PRECONDITION when it has ended already.
         """
 
     @_abc_1.abstractmethod

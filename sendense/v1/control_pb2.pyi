@@ -131,7 +131,7 @@ class Heartbeat(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskProgress]:
-        """One entry per task at hand."""
+        """One entry per task begun; tasks still waiting are named in hello only."""
 
     def __init__(
         self,
@@ -555,7 +555,9 @@ class ReportInventoryResponse(_message.Message):
     CONFLICTING_VM_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def conflicting_vm_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """VMs that were not taken in because another vCenter already reported a VM with the same instance UUID."""
+        """VMs that were not taken in, because another vCenter already reported a VM with the same instance UUID, or because
+        another active agent has the VM.
+        """
 
     def __init__(
         self,

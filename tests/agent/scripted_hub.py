@@ -30,12 +30,18 @@ class ScriptedHub(control_pb2_grpc.ControlServiceServicer, transfer_pb2_grpc.Tra
         """The next control streams end with these instead of a welcome."""
         self.error: SendenseError | None = None
         """What every call but Connect ends with."""
+        self.silent = False
+        """Whether it accepts control streams and says nothing."""
+        self.holding = False
+        """Whether it opens uploads and then takes nothing."""
         self.heartbeat_interval = 30.0
         self.connected_at: list[float] = []
         """Monotonic seconds of each control stream, refused ones too."""
         self.hellos: list[control_pb2.Hello] = []
         self.heartbeats: list[control_pb2.Heartbeat] = []
         self.inventories: list[list[control_pb2.ReportInventoryRequest]] = []
+        self.finished: list[control_pb2.FinishTaskRequest] = []
+        self.events: list[control_pb2.AgentEvent] = []
         self.runs: list[transfer_pb2.ClusterRun] = []
         self.orders: queue.SimpleQueue[control_pb2.ConnectResponse | SendenseError | None] = queue.SimpleQueue()
         """What is sent on the open control stream; an error breaks it, None ends it."""
@@ -47,6 +53,8 @@ class ScriptedHub(control_pb2_grpc.ControlServiceServicer, transfer_pb2_grpc.Tra
         self.hellos.append(next(requests).hello)
         if self.refusals:
             raise self.refusals.pop(0)
+        while self.silent and context.is_active():
+            time.sleep(0.02)
         threading.Thread(target=self._listen, args=(requests,), daemon=True).start()
         welcome = control_pb2.Welcome(software_version="9.9", display_name="appliance")
         welcome.heartbeat_interval.FromMilliseconds(int(self.heartbeat_interval * 1000))
@@ -73,6 +81,7 @@ class ScriptedHub(control_pb2_grpc.ControlServiceServicer, transfer_pb2_grpc.Tra
         self, request: control_pb2.FinishTaskRequest, context: grpc.ServicerContext
     ) -> control_pb2.FinishTaskResponse:
         self._answer()
+        self.finished.append(request)
         return control_pb2.FinishTaskResponse()
 
     def OpenTransfer(
@@ -99,6 +108,8 @@ class ScriptedHub(control_pb2_grpc.ControlServiceServicer, transfer_pb2_grpc.Tra
         start = next(requests).start
         yield transfer_pb2.WriteExtentsResponse(durable_offset=start.offset)
         self._answer()
+        while self.holding and context.is_active():
+            time.sleep(0.02)
         for request in requests:
             self.runs.append(request.run)
             yield transfer_pb2.WriteExtentsResponse(durable_offset=request.run.offset)
@@ -108,6 +119,8 @@ class ScriptedHub(control_pb2_grpc.ControlServiceServicer, transfer_pb2_grpc.Tra
             for request in requests:
                 if request.HasField("heartbeat"):
                     self.heartbeats.append(request.heartbeat)
+                elif request.HasField("event"):
+                    self.events.append(request.event)
         except grpc.RpcError:
             return  # the agent has gone
 

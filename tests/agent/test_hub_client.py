@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import hub_client
 from agent.assignment import Assignment, Counts, OnCbtLoss
 from agent.hub_client import VMS_PER_PAGE, Cancellation, ControlStream, HubClient, OpenedTransfer
+from agent.stop import Stop
 from agent.vsphere.changes import Asked, Base
 from agent.vsphere.inventory import Vm
 from hub.authority import Authority
@@ -59,7 +61,14 @@ def opened(client: HubClient) -> ControlStream:
 
 
 @pytest.mark.parametrize(
-    "error", [NotFound("no such task"), RepositoryFull("no room left"), DigestMismatch("damaged"), Unavailable("later")]
+    "error",
+    [
+        NotFound("no such task"),
+        RepositoryFull("no room left"),
+        DigestMismatch("damaged"),
+        Unavailable("later"),
+        Cancelled("somebody asked"),
+    ],
 )
 def test_an_error_of_the_hub_comes_as_the_class_it_was_with_its_words(
     hub: ScriptedHub, client: HubClient, error: SendenseError
@@ -89,7 +98,7 @@ def test_a_hub_that_ends_in_the_middle_is_unavailable(authority: Authority) -> N
         stream = opened(client)
     with client, pytest.raises(SendenseError) as raised:
         list(stream)
-    assert raised.value.reason in ("UNAVAILABLE", "CANCELLED")
+    assert raised.value.reason == "UNAVAILABLE"
 
 
 # -- the control stream -----------------------------------------------------------------------------------------------
@@ -159,8 +168,29 @@ def test_a_broken_stream_raises_what_broke_it(hub: ScriptedHub, client: HubClien
 def test_closing_the_connection_ends_the_stream(hub: ScriptedHub, client: HubClient) -> None:
     stream = opened(client)
     threading.Timer(0.05, client.close).start()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Unavailable):
         list(stream)
+
+
+def test_a_hub_that_accepts_and_is_silent_is_given_up(
+    hub: ScriptedHub, client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "WELCOME_TIMEOUT", 0.1)
+    hub.silent = True
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        opened(client)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_stream_that_was_welcomed_in_time_stays_open(
+    hub: ScriptedHub, client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "WELCOME_TIMEOUT", 0.5)
+    stream = opened(client)
+    time.sleep(0.7)
+    hub.orders.put(None)
+    assert list(stream) == []
 
 
 def test_refused_streams_leave_no_thread_behind(hub: ScriptedHub, client: HubClient) -> None:
@@ -202,7 +232,7 @@ def test_runs_arrive_as_they_were_sent(hub: ScriptedHub, client: HubClient) -> N
         zero_run(Extent(4 * MiB, 61 * TiB)),
         *encode(62 * TiB, memoryview(b"end"), None),
     ]
-    offsets = list(client.write_extents(TRANSFER, runs))
+    offsets = list(client.write_extents(TRANSFER, runs, Stop()))
     assert offsets == [0, *(run.offset for run in runs)]
     assert [(run.offset, run.count, run.payload, tuple(run.lengths), run.digests) for run in hub.runs] == [
         (run.offset, run.count, bytes(run.payload), run.lengths, run.digests) for run in runs
@@ -219,7 +249,7 @@ def test_an_error_in_the_runs_is_raised_as_it_was_and_without_noise(
         raise error
 
     with caplog.at_level(logging.DEBUG), pytest.raises(ReadFailed) as raised:
-        list(client.write_extents(TRANSFER, runs()))
+        list(client.write_extents(TRANSFER, runs(), Stop()))
     assert raised.value is error
     assert not [record for record in caplog.records if record.name.startswith("grpc")]
 
@@ -230,7 +260,7 @@ def test_a_mistake_in_the_runs_is_raised_as_it_was(client: HubClient) -> None:
         raise KeyError("a mistake")
 
     with pytest.raises(KeyError, match="a mistake"):
-        list(client.write_extents(TRANSFER, runs()))
+        list(client.write_extents(TRANSFER, runs(), Stop()))
 
 
 def test_an_error_of_the_hub_ends_the_sending(hub: ScriptedHub, client: HubClient) -> None:
@@ -244,8 +274,28 @@ def test_an_error_of_the_hub_ends_the_sending(hub: ScriptedHub, client: HubClien
             yield from encode(number * CLUSTER, memoryview(bytes(range(256)) * 256), None)
 
     with pytest.raises(RepositoryFull, match="no room left"):
-        list(client.write_extents(TRANSFER, runs()))
+        list(client.write_extents(TRANSFER, runs(), Stop()))
     assert sent < 10_000
+
+
+def test_a_stop_breaks_the_call_though_the_hub_takes_nothing(hub: ScriptedHub, client: HubClient) -> None:
+    stop = Stop()
+    hub.holding = True
+    replies = client.write_extents(TRANSFER, [zero_run(Extent(0, CLUSTER))], stop)
+    next(replies)
+    threading.Timer(0.05, stop.ask, [Cancelled("enough")]).start()
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        list(replies)
+    assert time.monotonic() - begun < 2
+
+
+def test_a_stop_before_the_call_breaks_it_too(hub: ScriptedHub, client: HubClient) -> None:
+    stop = Stop()
+    stop.ask(Cancelled("enough"))
+    hub.holding = True
+    with pytest.raises(Unavailable):
+        list(client.write_extents(TRANSFER, [], stop))
 
 
 def test_a_hub_that_takes_nothing_holds_the_sending_up(
@@ -261,7 +311,7 @@ def test_a_hub_that_takes_nothing_holds_the_sending_up(
             sent += 1
             yield from encode(number * MiB, memoryview(b"\x01" * MiB), None)
 
-    replies = client.write_extents(TRANSFER, runs())
+    replies = client.write_extents(TRANSFER, runs(), Stop())
     next(replies)
     time.sleep(0.3)
     assert sent < 20

@@ -1,7 +1,9 @@
 """`sendense-agent`, as a process of its own: joining, checking its configuration, running until SIGTERM."""
 
 import asyncio
+import configparser
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from tests.agent.vsphere.sites import described, vm_with
 from tests.hub.live_hub import LiveHub
 
 PROGRAM = Path(sys.executable).with_name("sendense-agent")
+UNIT = Path(__file__).parents[2] / "deploy" / "agent" / "sendense-agent.service"
 PATIENCE = 60.0
 
 
@@ -95,7 +98,7 @@ def test_a_good_configuration_is_shown_without_the_password(config: Path, vcente
 def test_a_bad_configuration_is_refused_in_a_few_words(config: Path, old: str, new: str, where: str) -> None:
     config.write_text(config.read_text().replace(old, new))
     done = agent("config", "check", "--config", config)
-    assert done.returncode == 1
+    assert done.returncode == os.EX_CONFIG
     assert done.stderr.startswith("sendense-agent: ")
     assert f"\n  {where}: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -113,11 +116,12 @@ async def test_joining_makes_an_identity_that_the_hub_knows(config: Path, hub: L
 
 async def test_an_invitation_is_good_once(config: Path, hub: LiveHub, tmp_path: Path) -> None:
     invitation = tmp_path / "invitation"
+    invitation.touch(0o600)
     invitation.write_text(await hub.invite("appliance"))
     first = await asyncio.to_thread(agent, "join", "--config", config, "--file", invitation)
     (tmp_path / "agent" / "identity").rename(tmp_path / "put aside")
     second = await asyncio.to_thread(agent, "join", "--config", config, "--file", invitation)
-    assert (first.returncode, second.returncode) == (0, 1)
+    assert (first.returncode, second.returncode) == (0, os.EX_CONFIG)
     assert "used" in second.stderr
     assert not (tmp_path / "agent" / "identity").exists()
 
@@ -128,7 +132,7 @@ async def test_joining_twice_is_refused_and_the_second_invitation_stays_good(
     await joined(config, hub)
     second = await hub.invite("another")
     refused = await asyncio.to_thread(agent, "join", "--config", config, stdin=second)
-    assert (refused.returncode, "has joined a hub already" in refused.stderr) == (1, True)
+    assert (refused.returncode, "has joined a hub already" in refused.stderr) == (os.EX_CONFIG, True)
     (tmp_path / "agent" / "identity").rename(tmp_path / "put aside")
     assert (await asyncio.to_thread(agent, "join", "--config", config, stdin=second)).returncode == 0
 
@@ -136,14 +140,14 @@ async def test_joining_twice_is_refused_and_the_second_invitation_stays_good(
 @pytest.mark.parametrize("text", ["", "hello\n", "sendense1.QQ.QQ.QQ.QQ.QQ\n"])
 def test_what_is_no_join_string_is_refused_in_one_line(config: Path, text: str) -> None:
     done = agent("join", "--config", config, stdin=text)
-    assert done.returncode == 1
+    assert done.returncode == os.EX_CONFIG
     assert done.stderr.count("\n") == 1
     assert "join string" in done.stderr
 
 
 def test_a_missing_file_with_the_join_string_is_named_in_one_line(config: Path, tmp_path: Path) -> None:
     done = agent("join", "--config", config, "--file", tmp_path / "absent")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1)
     assert "absent" in done.stderr
 
 
@@ -152,8 +156,29 @@ def test_a_missing_file_with_the_join_string_is_named_in_one_line(config: Path, 
 
 def test_running_without_having_joined_says_what_to_do(config: Path) -> None:
     done = agent("run", "--config", config)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (os.EX_CONFIG, 1)
     assert "sendense-agent join" in done.stderr
+
+
+def test_a_state_folder_that_cannot_be_used_is_named_in_one_line(config: Path, tmp_path: Path) -> None:
+    """It may be a disk that is not mounted yet: the status does not forbid another start."""
+    (tmp_path / "agent").touch()
+    done = agent("run", "--config", config)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path}/agent" in done.stderr
+
+
+async def test_a_refused_password_ends_it_with_the_status_that_systemd_does_not_restart_after(
+    config: Path, hub: LiveHub, vcenter: RunningSite
+) -> None:
+    """Sent every few seconds it would lock the account."""
+    await joined(config, hub)
+    vcenter.password_file.write_text("hunter2\n")
+    done = await asyncio.to_thread(agent, "run", "--config", config)
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(UNIT)
+    assert str(done.returncode) == unit["Service"]["RestartPreventExitStatus"]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,13 +12,16 @@ import pytest
 from agent import tasks as tasks_module
 from agent.assignment import Assignment, Counts, OnCbtLoss, Progress, Severity
 from agent.backup import Backup
-from agent.tasks import Tasks
+from agent.tasks import BACKLOG, REPORTS_IN_VAIN, Tasks
 from agent.vsphere.changes import Asked
 from shared.errors import (
     AgentUnavailable,
     Cancelled,
+    Conflict,
+    InvalidRequest,
     NotAuthenticated,
     NotFound,
+    NotPossibleNow,
     ReadFailed,
     SendenseError,
     TimedOut,
@@ -292,7 +295,7 @@ def test_an_end_is_reported_until_it_is_heard(tasks: Tasks) -> None:
         Unavailable("no hub"),
         TimedOut("a busy hub"),
         SendenseError("a confused hub"),
-        Cancelled("a stopping hub"),
+        Conflict("a race"),
     ]
     site = ScriptedSite(answers=list(answers))
     run(tasks, site, order())
@@ -308,7 +311,33 @@ def test_a_task_is_at_hand_until_its_end_was_heard(tasks: Tasks) -> None:
     assert tasks.ids() == {"task-1"}
 
 
-@pytest.mark.parametrize("answer", [NotFound("no such task"), NotAuthenticated("revoked")])
+def test_a_task_whose_backup_has_returned_is_not_active_though_its_end_is_not_heard(tasks: Tasks) -> None:
+    """What it has left behind may be removed."""
+    site = ScriptedSite(answers=[Unavailable("no hub")] * 1_000_000)
+    start(tasks, site, order())
+    until(lambda: site.asked > 0)
+    assert not tasks.active()
+    assert tasks.ids() == {"task-1"}
+
+
+def test_waiting_and_running_tasks_are_active(tasks: Tasks) -> None:
+    site = ScriptedSite(until_stopped)
+    for number in range(3):
+        start(tasks, site, order(f"task-{number}"))
+    until(lambda: len(tasks.counts()) == 2)
+    assert tasks.active() == {"task-0", "task-1", "task-2"}
+
+
+def test_a_hub_that_is_confused_about_an_end_is_not_asked_for_ever(tasks: Tasks) -> None:
+    site = ScriptedSite(answers=[SendenseError("a confused hub")] * 1_000_000)
+    run(tasks, site, order())
+    assert (site.asked, site.finished) == (REPORTS_IN_VAIN, [])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [NotFound("no such task"), NotAuthenticated("revoked"), InvalidRequest("nonsense"), NotPossibleNow("it has ended")],
+)
 def test_an_end_nobody_wants_to_hear_of_is_given_up(tasks: Tasks, answer: SendenseError) -> None:
     site = ScriptedSite(answers=[answer])
     run(tasks, site, order())
@@ -328,12 +357,31 @@ class Listener:
 def test_log_lines_go_to_the_stream_that_is_open(tasks: Tasks) -> None:
     first, second = Listener(), Listener()
     attach: Callable[[Any], None] = tasks.attach
-    tasks.tell("task-1", Severity.INFO, "nobody listens")
     attach(first)
     tasks.tell("task-1", Severity.INFO, "one")
     attach(second)
     tasks.tell("task-1", Severity.WARNING, "two")
     attach(None)
-    tasks.tell("task-1", Severity.INFO, "nobody listens")
+    tasks.tell("task-1", Severity.INFO, "nobody listens now")
     assert first.events == [("task-1", Severity.INFO, "one")]
     assert second.events == [("task-1", Severity.WARNING, "two")]
+
+
+def test_log_lines_told_while_no_stream_is_open_follow_on_the_next_one_once(tasks: Tasks) -> None:
+    first, second = Listener(), Listener()
+    attach: Callable[[Any], None] = tasks.attach
+    tasks.tell("task-1", Severity.INFO, "one")
+    tasks.tell("task-2", Severity.WARNING, "two")
+    attach(first)
+    tasks.tell("task-1", Severity.INFO, "three")
+    attach(second)
+    assert [message for _, _, message in first.events] == ["one", "two", "three"]
+    assert second.events == []
+
+
+def test_of_log_lines_that_nobody_hears_for_long_the_newest_are_kept(tasks: Tasks) -> None:
+    listener: Any = Listener()
+    for number in range(BACKLOG + 5):
+        tasks.tell("task-1", Severity.INFO, str(number))
+    tasks.attach(listener)
+    assert [message for _, _, message in listener.events] == [str(number) for number in range(5, BACKLOG + 5)]

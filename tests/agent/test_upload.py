@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,9 @@ from agent.config import BackupSection
 from agent.disks.memory import MemoryDisk, MemoryReader
 from agent.hub_client import HubClient, OpenedTransfer, TransferTotals
 from agent.plan import Plan, plan_full
+from agent.stop import Stop
 from agent.upload import ENCODE_AHEAD, Pipeline, upload
-from shared.errors import Cancelled, ReadFailed, RepositoryFull
+from shared.errors import Cancelled, ReadFailed, RepositoryFull, TimedOut, Unavailable
 from shared.extents import Extent, Kind
 from shared.nbd import Piece
 from shared.runs import ClusterRun, Encoding, check_digests, check_shape
@@ -30,7 +32,7 @@ class ReceivingHub(HubClient):
         self.runs: list[ClusterRun] = []
         self._on_run = on_run
 
-    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun]) -> Iterator[int]:
+    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun], stop: Stop) -> Iterator[int]:
         for run in runs:
             self.runs.append(run)
             self._on_run(run)
@@ -67,10 +69,10 @@ class Bench:
     encoders: Executor
     reader: CountingReader
     progress: Progress = field(default_factory=Progress)
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: Stop = field(default_factory=Stop)
 
     def upload(self, hub: HubClient, plan: Plan | None = None, start: int = 0, **settings: object) -> TransferTotals:
-        pipe = Pipeline(BackupSection.model_validate(settings), self.encoders, self.progress, self.stop.is_set)
+        pipe = Pipeline(BackupSection.model_validate(settings), self.encoders, self.progress, self.stop)
         return upload(hub, OpenedTransfer("transfer", start), plan or plan_full(self.reader)[0], self.reader, pipe)
 
 
@@ -192,14 +194,14 @@ def test_an_error_of_the_hub_is_raised_as_it_is(bench: Bench) -> None:
 
 
 def test_a_stop_ends_the_upload_at_once(bench: Bench) -> None:
-    hub = ReceivingHub(lambda run: bench.stop.set())
+    hub = ReceivingHub(lambda run: bench.stop.ask(Cancelled("enough")))
     with pytest.raises(Cancelled):
         bench.upload(hub)
     assert len(hub.runs) <= 1 + ENCODE_AHEAD
 
 
 def test_a_stop_is_seen_though_nothing_is_read_any_more(bench: Bench) -> None:
-    hub = ReceivingHub(lambda run: bench.stop.set())
+    hub = ReceivingHub(lambda run: bench.stop.ask(Cancelled("enough")))
     plan = Plan(Extent(2 * index * CLUSTER, CLUSTER, Kind.ZERO) for index in range(100_000))
     with pytest.raises(Cancelled):
         bench.upload(hub, plan)
@@ -207,8 +209,52 @@ def test_a_stop_is_seen_though_nothing_is_read_any_more(bench: Bench) -> None:
 
 
 def test_a_stop_before_the_first_byte_sends_none(bench: Bench) -> None:
-    bench.stop.set()
+    bench.stop.ask(Cancelled("enough"))
     hub = ReceivingHub()
     with pytest.raises(Cancelled):
         bench.upload(hub)
     assert hub.runs == []
+
+
+class BrokenHub(ReceivingHub):
+    """Breaks its call when stopped, while a run is being made in gRPC's thread, which nobody waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+
+    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun], stop: Stop) -> Iterator[int]:
+        broken = threading.Event()
+        self.threads.append(threading.Thread(target=self.runs.extend, args=(runs,)))
+        with stop.interrupting(broken.set):
+            self.threads[0].start()
+            yield 0
+            assert broken.wait(20)
+        raise Unavailable("the call was ended")
+
+
+def test_a_broken_call_ends_with_what_stopped_the_backup(bench: Bench) -> None:
+    threading.Timer(0.05, bench.stop.ask, [TimedOut("it took too long")]).start()
+    with pytest.raises(TimedOut, match="it took too long"):
+        bench.upload(BrokenHub())
+
+
+def test_nothing_is_read_any_more_once_a_broken_upload_has_ended(bench: Bench) -> None:
+    """Its reader is closed then, and gRPC's thread must not be in it."""
+    reading, going_on = threading.Event(), threading.Event()
+    slow = bench.reader.disk.read
+
+    def read(*arguments: Any, **options: Any) -> Iterator[Piece]:
+        reading.set()
+        assert going_on.wait(20)
+        yield from slow(*arguments, **options)
+
+    bench.reader.disk.read = read  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as thread:
+        uploaded = thread.submit(bench.upload, BrokenHub())
+        assert reading.wait(20)
+        bench.stop.ask(Cancelled("enough"))
+        with pytest.raises(TimeoutError):
+            uploaded.result(timeout=0.2)
+        going_on.set()
+        assert isinstance(uploaded.exception(timeout=20), Cancelled)

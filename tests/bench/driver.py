@@ -21,6 +21,7 @@ from agent.assignment import Assignment, Counts, Progress
 from agent.config import BackupSection
 from agent.hub_client import HubClient, enroll
 from agent.plan import plan_full
+from agent.stop import Stop
 from agent.upload import Pipeline, upload
 from agent.vsphere.changes import Asked, Decision
 from agent.vsphere.inventory import Disk, Vm
@@ -151,7 +152,7 @@ class Driver:
         plan, coverage = plan_full(reader)
         disk = _snapshot_disk(reader.capacity)
         transfer = self._client.open_transfer(assignment.backup_id, 0, disk, Decision(Asked.FULL), None)
-        pipe = Pipeline(settings, self._encoders, Progress(), lambda: False)
+        pipe = Pipeline(settings, self._encoders, Progress(), Stop())
         totals = upload(self._client, transfer, plan, reader, pipe)
         plan.close()
         self._client.seal(transfer, coverage, totals)

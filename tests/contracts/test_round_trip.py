@@ -22,6 +22,7 @@ from agent.config import BackupSection
 from agent.disks.memory import MemoryDisk
 from agent.hub_client import HubClient, OpenedTransfer, TransferTotals
 from agent.plan import Coverage, Plan, plan_full, plan_incremental
+from agent.stop import Stop
 from agent.upload import Pipeline, upload
 from agent.vsphere.changes import Changes
 from hub import transfers
@@ -35,6 +36,7 @@ from hub.tasks import RunningTask
 from hub.transfers import CoverageSource, IncomingDisk, Totals, Transfer
 from shared.extents import Extent, Kind, merge
 from shared.nbd import NbdDisk
+from shared.runs import ClusterRun
 from shared.units import CLUSTER, SECTOR, GiB, KiB, MiB, TiB, align_down, align_up
 
 LONGEST_WRITE = 2 * MiB
@@ -89,7 +91,7 @@ class DirectHub(HubClient):
     def __init__(self, transfer: Transfer) -> None:
         self._into = transfer
 
-    def write_extents(self, transfer: OpenedTransfer, runs: Iterable) -> Iterator[int]:  # type: ignore[type-arg]
+    def write_extents(self, transfer: OpenedTransfer, runs: Iterable[ClusterRun], stop: Stop) -> Iterator[int]:
         return self._into.write(transfer.durable_offset, runs)
 
 
@@ -142,7 +144,7 @@ class Guest:
         else:
             plan, coverage = plan_full(reader)
         transfer = self._transfer()
-        pipe = Pipeline(self._settings, self._encoders, Progress(), stopped=lambda: False)
+        pipe = Pipeline(self._settings, self._encoders, Progress(), Stop())
         totals = upload(DirectHub(transfer), OpenedTransfer(transfer.id, 0), plan, reader, pipe)
         image = _sealed(transfer, plan, coverage, totals)
         self._changed.clear()

@@ -181,7 +181,8 @@ class ScriptedAgent:
         """Transfer and seal a disk as the order wants it; the transfer's ID."""
         base = base_of(order, disk)
         runs = disk.full() if base is None else disk.incremental()
-        opened = await self.open(order.backup_id, disk, base, disk_index=index)
+        reason = "FIRST_BACKUP" if base is None and order.backup_type != FULL else ""
+        opened = await self.open(order.backup_id, disk, base, disk_index=index, type_reason=reason)
         await self.write(opened.transfer_id, runs)
         await self.seal(opened.transfer_id, disk, runs, source=ALLOCATION if base is None else TRACKING)
         return opened.transfer_id

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from hub import points
 from hub.catalogue import backups
-from hub.repository import RepositoryFolder
+from hub.repository import RepositoryFolder, open_repository
 from hub.transfers import Transfer
 from sendense.v1 import backup_pb2, control_pb2, task_pb2
 from shared.errors import RepositoryUnavailable, SendenseError, Unavailable
@@ -77,6 +78,35 @@ async def test_an_incremental_is_given_the_newest_image_and_its_change_id(
     await hub.create(backup_type=kind)
     (base,) = (await agent.order()).bases
     assert (base.change_id, base.capacity_bytes) == (newest, disk.capacity)
+
+
+async def test_trap_a_chain_whose_full_is_gone_is_not_gone_on_from(
+    hub: LiveHub, agent: ScriptedAgent, disk: SourceDisk
+) -> None:
+    full = await made(hub, agent, disk)
+    await made(hub, agent, disk, kind=INCREMENTAL)
+    path = (await hub.backup(full)).disks[0].image_path
+    (hub.repository / path).unlink()
+    refusal = await refused(hub.create(backup_type=INCREMENTAL))
+    assert (refusal.reason, path in refusal.message) == ("NO_USABLE_PARENT", True)
+    await hub.create(backup_type=AUTO)
+    assert list((await agent.order()).bases) == []
+
+
+async def test_an_incremental_is_refused_where_a_full_was_asked_for(
+    hub: LiveHub, agent: ScriptedAgent, disk: SourceDisk
+) -> None:
+    await hub.create(backup_type=FULL)
+    refusal = await refused(agent.open((await agent.order()).backup_id, disk, type_run=INCREMENTAL))
+    assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "type_run")
+
+
+async def test_a_full_that_was_not_asked_for_is_refused_without_a_reason(
+    hub: LiveHub, agent: ScriptedAgent, disk: SourceDisk
+) -> None:
+    await hub.create(backup_type=AUTO)
+    refusal = await refused(agent.open((await agent.order()).backup_id, disk))
+    assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "type_reason")
 
 
 async def test_trap_two_repositories_have_chains_of_their_own(
@@ -271,6 +301,95 @@ async def test_a_snapshot_that_stays_behind_fails_the_task_and_not_the_restore_p
     assert (await hub.backup(order.backup_id)).status == COMPLETE
     assert (await hub.task(order.task_id)).state == task_pb2.TASK_STATE_FAILED
     assert await hub.disk(order.backup_id) == disk.whole()
+
+
+# Cancels
+
+
+async def cancelled(hub: LiveHub, backup_id: str) -> backup_pb2.Backup:
+    return await hub.backups.CancelBackup(backup_pb2.CancelBackupRequest(name=f"backups/{backup_id}"))
+
+
+async def test_a_commit_refused_after_a_cancel_makes_a_cancelled_backup(
+    hub: LiveHub, agent: ScriptedAgent, sealed: tuple[control_pb2.StartBackup, str]
+) -> None:
+    order, transfer = sealed
+    await cancelled(hub, order.backup_id)
+    refusal = await refused(agent.commit(order.backup_id, transfer))
+    await agent.finish(order.task_id, refusal.reason, refusal.message)
+    assert (await hub.backup(order.backup_id)).status == backup_pb2.BACKUP_STATUS_CANCELLED
+
+
+async def test_a_cancel_that_an_earlier_session_took_along_is_said_again(
+    hub: LiveHub, agent: ScriptedAgent, sealed: tuple[control_pb2.StartBackup, str]
+) -> None:
+    order, _ = sealed
+    await cancelled(hub, order.backup_id)
+    await agent.connect(order.task_id)
+    assert (await agent.cancellation()).task_id == order.task_id
+
+
+async def test_an_agent_that_comes_back_with_a_task_that_has_ended_is_told_to_stop(
+    hub: LiveHub, agent: ScriptedAgent, sealed: tuple[control_pb2.StartBackup, str]
+) -> None:
+    order, _ = sealed
+    await agent.leave()
+    await cancelled(hub, order.backup_id)
+    await agent.connect(order.task_id)
+    assert (await agent.cancellation()).task_id == order.task_id
+
+
+# A repository that hangs
+
+
+class Hanging:
+    """Storage that does not answer, until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, path: Path, repository_id: str) -> RepositoryFolder:
+        self.reached.set()
+        self.let_go.wait(30)
+        return open_repository(path, repository_id)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Hanging]]:
+    """Makes repositories hang from now on, until the test has ended."""
+    storage = Hanging()
+
+    def hang() -> Hanging:
+        monkeypatch.setattr("hub.backups.open_repository", storage)
+        return storage
+
+    yield hang
+    storage.let_go.set()
+
+
+async def test_a_repository_that_hangs_at_a_start_keeps_no_agent_from_connecting(
+    hub: LiveHub, agent: ScriptedAgent, hanging: Callable[[], Hanging]
+) -> None:
+    storage = hanging()
+    starting = asyncio.create_task(asyncio.wait_for(hub.create(), 30))
+    assert await asyncio.to_thread(storage.reached.wait, 10)
+    await agent.connect()
+    storage.let_go.set()
+    assert (await starting).status == backup_pb2.BACKUP_STATUS_PENDING
+
+
+async def test_a_repository_that_hangs_keeps_no_agent_that_lost_its_task_from_connecting(
+    hub: LiveHub,
+    agent: ScriptedAgent,
+    sealed: tuple[control_pb2.StartBackup, str],
+    hanging: Callable[[], Hanging],
+) -> None:
+    order, _ = sealed
+    storage = hanging()
+    await agent.connect()
+    assert (await hub.task(order.task_id)).state == task_pb2.TASK_STATE_RUNNING
+    storage.let_go.set()
+    assert (await hub.ended(order.task_id)).failure.reason == "AGENT_UNAVAILABLE"
 
 
 # The point file

@@ -77,6 +77,7 @@ def test_without_a_database_it_is_sqlite_in_the_state_folder() -> None:
 
 
 def test_the_databases_url_may_come_from_a_file(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "url").touch(0o600)
     (tmp_path / "url").write_text("mariadb+asyncmy://hub:hunter2@db/sendense\n")
     config.write_text(f"[database]\nurl_file = '{tmp_path}/url'")
     assert load(HubSettings, config).database_url == "mariadb+asyncmy://hub:hunter2@db/sendense"

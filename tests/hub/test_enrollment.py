@@ -128,6 +128,13 @@ async def test_a_revoked_agent_is_refused_and_its_name_is_free(hub: LiveHub) -> 
     assert successor.id == agent.id
 
 
+async def test_the_name_of_an_agent_whose_certificate_has_expired_is_free(hub: LiveHub) -> None:
+    agent = await hub.new_agent("appliance")
+    async with hub.hub.catalogue.writing() as session:
+        await agents.certify(session, agent.id, "1", datetime.now(UTC) - timedelta(seconds=1))
+    assert (await hub.new_agent("appliance")).id == agent.id
+
+
 async def test_a_revoked_certificate_stays_worthless_when_its_agent_is_enrolled_anew(hub: LiveHub) -> None:
     agent = await hub.new_agent("appliance")
     async with hub.hub.catalogue.writing() as session:

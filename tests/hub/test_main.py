@@ -81,6 +81,43 @@ def test_an_init_that_failed_half_way_is_run_again(run: Run, tmp_path: Path) -> 
     assert run("init", "--repository", str(tmp_path / "repository")).returncode == 0
 
 
+def test_an_init_that_failed_after_adding_its_repository_is_run_again(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "state" / "hub-id").mkdir(parents=True)
+    done = run("init", "--repository", str(tmp_path / "repository"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    (tmp_path / "state" / "hub-id").rmdir()
+    assert run("init", "--repository", str(tmp_path / "repository")).returncode == 0
+
+
+def test_a_state_folder_that_cannot_be_made_is_said_in_one_line(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config.write_text(f"state_dir = '{tmp_path}/file/state'\n")
+    done = run("init")
+    assert (done.returncode, done.stderr) == (1, f"sendense-hub: {tmp_path}/file/state: Not a directory\n")
+
+
+def test_a_socket_folder_that_cannot_be_made_is_said_in_one_line(run: Run, config: Path, tmp_path: Path) -> None:
+    run("init")
+    (tmp_path / "file").touch()
+    config.write_text(f"state_dir = '{tmp_path}/state'\n[api]\nsocket = '{tmp_path}/file/deep/hub.sock'\n")
+    done = serve(config)
+    assert done.returncode == 1
+    expected = f"cannot make the folder of the unix socket {tmp_path}/file/deep/hub.sock: Not a directory"
+    assert done.stderr.endswith(f"}}\nsendense-hub: {expected}\n"), "no traceback between the log and it"
+
+
+def test_an_unexpected_error_shows_no_variables(config: Path) -> None:
+    program = (
+        "import asyncio; from hub import main\n"
+        "def fail(*_):\n    word = ''.join(['hun', 'ter2']); raise LookupError(len(word))\n"
+        "main.load = fail; main.main()"
+    )
+    command = [sys.executable, "-c", program, "config", "check", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "LookupError: 7" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 def test_serve_without_init_says_what_to_do_in_one_line(config: Path, tmp_path: Path) -> None:
     done = serve(config)
     assert (done.returncode, done.stdout) == (1, "")
@@ -103,6 +140,7 @@ def test_config_check_shows_what_is_in_force(run: Run, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("key", ["url", "url_file"])
 def test_config_check_shows_no_secret(run: Run, config: Path, tmp_path: Path, key: str) -> None:
     url = "mariadb+asyncmy://hub:hunter2@db/sendense"
+    (tmp_path / "url").touch(0o600)
     (tmp_path / "url").write_text(url)
     with config.open("a") as file:
         file.write(f"[database]\n{key} = '{url if key == 'url' else tmp_path / 'url'}'\n")

@@ -1,6 +1,7 @@
 """The hub as a process part: its socket, its state folder, its end."""
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -38,6 +39,23 @@ async def test_the_socket_was_never_open_to_others(
     monkeypatch.setattr(implementation, "start", start_later)
     async with running(settings, folder / "repository"):
         assert seen == [0o600]
+
+
+async def test_no_agent_is_served_while_the_umask_is_that_of_the_socket(
+    settings: HubSettings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds for all threads, so for the files of an agent's backup too."""
+    host, _, port = settings.agents.listen.rpartition(":")
+    bind, answers = server._bind_socket, []
+
+    def bind_later(listener: grpc.aio.Server, path: Path) -> None:
+        with socket.socket() as caller:
+            answers.append(caller.connect_ex((host, int(port))))
+        bind(listener, path)
+
+    monkeypatch.setattr(server, "_bind_socket", bind_later)
+    async with running(settings, folder / "repository"):
+        assert answers == [errno.ECONNREFUSED]
 
 
 async def test_the_process_keeps_its_umask(settings: HubSettings, folder: Path) -> None:

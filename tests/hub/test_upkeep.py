@@ -1,6 +1,7 @@
 """Upkeep: limits that end tasks by themselves, and work that an earlier run of the hub left."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hub.catalogue import tasks
 from hub.config import HubSettings
 from hub.upkeep import Upkeep
 from sendense.v1 import backup_pb2, control_pb2, task_pb2
-from shared.errors import Unavailable
+from shared.errors import TimedOut, Unavailable
 from tests.hub.live_hub import LiveHub, running, until
 from tests.hub.scripted_agent import INCREMENTAL, ScriptedAgent, vm
 from tests.hub.source_disk import SourceDisk
@@ -48,6 +49,21 @@ class TestTimeLimit:
         assert "time limit of 1 s" in ended.failure.message
         assert (await agent.cancellation()).task_id == order.task_id
         assert (hub.files(), (await hub.backup(order.backup_id)).failure.reason) == ([], "TIMED_OUT")
+
+    async def test_a_time_out_is_recorded_as_one_though_its_agent_says_that_it_was_cancelled(
+        self, hub: LiveHub, agent: ScriptedAgent, order: control_pb2.StartBackup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        end = Backups.end
+
+        async def end_late(self: Backups, task_id: str, error: Any) -> None:
+            if isinstance(error, TimedOut):
+                await asyncio.sleep(0.5)
+            await end(self, task_id, error)
+
+        monkeypatch.setattr(Backups, "end", end_late)
+        await agent.cancellation()
+        await agent.finish(order.task_id, "CANCELLED", "stopped")
+        assert (await hub.task(order.task_id)).failure.reason == "TIMED_OUT"
 
 
 class TestStallLimit:
@@ -99,6 +115,51 @@ class TestLease:
             await asyncio.sleep(0.1)
         assert (await hub.task(order.task_id)).state == task_pb2.TASK_STATE_RUNNING
 
+    async def test_a_lease_that_ran_out_while_the_agent_was_heard_ends_nothing(
+        self, hub: LiveHub, agent: ScriptedAgent, order: control_pb2.StartBackup
+    ) -> None:
+        async with hub.hub.catalogue.writing() as session:
+            await tasks.extend_lease(session, order.task_id, hub.hub.tasks.owner, datetime.now(UTC))
+        for _ in range(5):
+            await agent.heartbeat()
+            await asyncio.sleep(0.1)
+        assert (await hub.task(order.task_id)).state == task_pb2.TASK_STATE_RUNNING
+
+    async def test_a_hub_that_stalled_gives_agents_the_time_of_a_lease_to_be_heard(
+        self, hub: LiveHub, agent: ScriptedAgent, order: control_pb2.StartBackup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(tasks, "unfinished", _broken)
+            await asyncio.sleep(2)
+        await asyncio.sleep(0.3)
+        for _ in range(5):
+            await agent.heartbeat()
+            await asyncio.sleep(0.1)
+        assert (await hub.task(order.task_id)).state == task_pb2.TASK_STATE_RUNNING
+
+
+async def test_files_that_could_not_be_deleted_are_removed_when_the_repository_is_back(
+    hub: LiveHub, agent: ScriptedAgent, disk: SourceDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.create()
+    await agent.make(await agent.order(), disk)
+    stranger = hub.repository / "vms" / "vm-1" / "unknown.json"
+    stranger.write_text("{}")
+    kept = hub.files()
+    await hub.create()
+    order = await agent.order()
+    await agent.send(order, disk)
+    elsewhere = hub.repository.rename(hub.repository.with_name("elsewhere"))
+    await agent.finish(order.task_id, "READ_FAILED", "over")
+    elsewhere.rename(hub.repository)
+    assert hub.files() != kept
+
+    async def clean() -> bool:
+        return hub.files() == kept
+
+    monkeypatch.setattr(upkeep, "SWEEP_PERIOD", 0.05)
+    await until(clean)
+
 
 async def test_a_hub_that_stops_gives_up_its_work(
     settings: HubSettings, folder: Path, disk: SourceDisk, initialised: Path
@@ -143,6 +204,7 @@ async def test_after_a_restart_the_chain_goes_on_at_its_old_head(
         assert await second.disk(full.backup_id) == disk.whole()
         agent = _again(agent, second)
         await agent.connect(lost.task_id)
+        assert (await agent.cancellation()).task_id == lost.task_id
         await second.create(backup_type=INCREMENTAL)
         assert list((await agent.order()).bases) == list(lost.bases)
 
@@ -191,9 +253,11 @@ class TestManyOverdue:
     def options(self) -> dict[str, Any]:
         return {"tasks": {"time_limit": 1}}
 
+    @pytest.mark.parametrize("hangs", [False, True])
     async def test_a_task_that_cannot_be_ended_keeps_no_other_from_it(
-        self, hub: LiveHub, agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+        self, hub: LiveHub, agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch, hangs: bool
     ) -> None:
+        monkeypatch.setattr(upkeep, "PATIENCE", 0.5)
         disks = [SourceDisk(uuid="a"), SourceDisk(uuid="b")]
         await agent.report(vm("vm-1", "a", disks[0]), vm("vm-2", "b", disks[1]))
         await hub.create("vm-1")
@@ -203,6 +267,7 @@ class TestManyOverdue:
 
         async def end_others(self: Backups, task_id: str, error: Any) -> None:
             if task_id == stuck.task_id:
+                await asyncio.sleep(30 if hangs else 0)
                 raise Unavailable("injected")
             await end(self, task_id, error)
 

@@ -124,8 +124,21 @@ def test_settings_do_not_change() -> None:
         load(Example, None).outer.name = "x"
 
 
-def test_a_secret_is_its_file_less_the_line_end(tmp_path: Path) -> None:
-    assert read_secret(written(tmp_path, " pass word\n")) == " pass word"
+def secret(folder: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path = written(folder, text)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640])
+def test_a_secret_is_its_file_less_the_line_end(tmp_path: Path, mode: int) -> None:
+    assert read_secret(secret(tmp_path, " pass word\n", mode)) == " pass word"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602])
+def test_a_secret_that_is_open_to_others_is_refused_with_what_to_do(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(ConfigError, match=r"test\.toml is open to everybody .*: `chmod o= /.*test\.toml`$"):
+        read_secret(secret(tmp_path, "hunter2", mode))
 
 
 def test_a_missing_secret_is_refused_by_its_files_name(tmp_path: Path) -> None:
@@ -135,4 +148,4 @@ def test_a_missing_secret_is_refused_by_its_files_name(tmp_path: Path) -> None:
 
 def test_a_secret_that_is_no_text_is_refused_without_being_repeated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"test\.toml is not text$"):
-        read_secret(written(tmp_path, b"\xff\xfehunter2"))
+        read_secret(secret(tmp_path, b"\xff\xfehunter2"))

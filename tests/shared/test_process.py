@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import TimedOut
+from shared.errors import Cancelled, TimedOut
 from shared.process import STDERR_TAIL, ProgramFailed, ProgramMissing, ServedProgram, run, serving
 
 PATIENCE = 20.0
@@ -74,6 +74,18 @@ def test_a_program_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(TimedOut, match="sh did not end within 1 s"):
         run(shell(f"echo $$ > {pid}; exec sleep 60"), timeout=1)
     assert eventually(lambda: not alive(int(pid.read_text())))
+
+
+def test_a_program_that_is_stopped_is_ended(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with pytest.raises(Cancelled, match="sh was stopped"):
+        run(shell(f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {pid}; exec sleep 60"), timeout=60, stopped=pid.exists)
+    assert not alive(int(pid.read_text()))
+
+
+def test_a_program_that_ends_late_gets_all_its_stdin_and_keeps_all_its_words() -> None:
+    words = "word " * 100_000
+    assert run(shell("sleep 0.5; cat"), timeout=PATIENCE, stdin=words) == words
 
 
 def test_run_names_a_program_that_is_missing() -> None:

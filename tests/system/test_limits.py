@@ -117,9 +117,10 @@ def test_an_unreadable_disk_fails_the_backup_naming_disk_and_offset(lab: SystemL
 
 def test_a_wrong_vcenter_password_ends_the_agent_at_once_without_telling_it(lab: SystemLab, tmp_path: Path) -> None:
     wrong = tmp_path / "password"
+    wrong.touch(0o600)
     wrong.write_text("correct-horse\n")
     ended = _run_agent(lab, tmp_path, str(lab.vcenter.password_file), str(wrong))
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert "refuses the login of administrator@vsphere.local" in ended.stderr
     assert "correct-horse" not in ended.stderr + ended.stdout
 
@@ -128,7 +129,7 @@ def test_a_wrong_thumbprint_ends_the_agent_at_once(lab: SystemLab, tmp_path: Pat
     pinned = lab.vcenter.thumbprint_sha256
     other = pinned[:-1] + ("0" if pinned[-1] != "0" else "1")
     ended = _run_agent(lab, tmp_path, pinned, other)
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert "certificate" in ended.stderr
     assert lab.vcenter.password not in ended.stderr
 

@@ -182,6 +182,7 @@ def test_a_read_error_that_passes_is_not_noticed(site: RunningSite, open_disk: O
 def test_a_wrong_password_is_said_as_the_cause_and_not_shown(
     site: RunningSite, open_disk: Opener, tmp_path: Path
 ) -> None:
+    (tmp_path / "wrong").touch(0o600)
     (tmp_path / "wrong").write_text("hunter2\n")
     started = time.monotonic()
     with (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.vsphere.ledger import Ledger
-from shared.errors import DataLoss
+from shared.errors import DataLoss, Unavailable
 
 
 def reopened(path: Path) -> list[tuple[str, str]]:
@@ -63,3 +63,9 @@ def test_a_damaged_one_is_reported_not_ignored(tmp_path: Path, text: str) -> Non
     (tmp_path / "ledger").write_text(text)
     with pytest.raises(DataLoss, match="sendense-"):
         Ledger(tmp_path / "ledger")
+
+
+def test_a_ledger_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match=r"the ledger of snapshots .*/file/ledger cannot be written: Not a directory"):
+        Ledger(tmp_path / "file" / "ledger").intend("sendense-a-1", "uuid", "vm-1")

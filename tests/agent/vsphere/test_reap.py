@@ -30,7 +30,7 @@ def vm(site: RunningSite, session: VSphereSession) -> Vm:
 @pytest.fixture
 def reaped(session: VSphereSession, ledger: Ledger) -> Reap:
     def reaped(*active: str, instance_uuid: str = "") -> None:
-        reap(session, ledger, "agent", active, timeout=10, instance_uuid=instance_uuid)
+        reap(session, ledger, "agent", lambda: active, timeout=10, instance_uuid=instance_uuid)
 
     return reaped
 
@@ -109,7 +109,7 @@ def test_an_intent_without_a_snapshot_is_forgotten_after_a_day(
 ) -> None:
     ledger.intend(OURS, vm.instance_uuid, vm.moref)
     old = aged(tmp_path / "ledger", timedelta(hours=25))
-    reap(session, old, "agent", (), timeout=10)
+    reap(session, old, "agent", tuple, timeout=10)
     assert old.entries() == ()
 
 
@@ -120,7 +120,7 @@ def test_a_vm_that_is_gone_is_remembered_for_a_day(
     ledger.intend(OURS, "5003-gone", "vm-999")
     ledger.made(OURS, "snapshot-900")
     old = aged(tmp_path / "ledger", timedelta(hours=hours))
-    reap(session, old, "agent", (), timeout=10)
+    reap(session, old, "agent", tuple, timeout=10)
     assert len(old.entries()) == left
 
 
@@ -151,6 +151,26 @@ def test_the_snapshot_of_an_active_task_stays(site: RunningSite, vm: Vm, ledger:
     reaped("task")
     assert present(site) == [OURS]
     assert [entry.name for entry in ledger.entries()] == [OURS]
+
+
+def test_a_task_that_begins_while_vcenter_is_asked_keeps_its_snapshot(
+    site: RunningSite, session: VSphereSession, vm: Vm, ledger: Ledger
+) -> None:
+    old, new = snapshot_name("agent", "old"), snapshot_name("agent", "new")
+    ledger.intend(old, vm.instance_uuid, vm.moref)
+    leave(site, old)
+
+    def active() -> list[str]:
+        """First asked before vCenter is."""
+        if new not in present(site):
+            ledger.intend(new, vm.instance_uuid, vm.moref)
+            leave(site, new, "snapshot-901")
+            return []
+        return ["new"]
+
+    reap(session, ledger, "agent", active, timeout=10)
+    assert present(site) == [new]
+    assert [entry.name for entry in ledger.entries()] == [new]
 
 
 def test_before_a_backup_a_leftover_is_found_though_the_ledger_was_lost(

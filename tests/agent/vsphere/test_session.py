@@ -58,6 +58,7 @@ def test_a_server_that_takes_the_place_of_the_pinned_one_gets_no_password(
 def test_a_wrong_password_is_said_with_server_and_user_but_without_the_password(
     site: RunningSite, tmp_path: Path
 ) -> None:
+    (tmp_path / "wrong").touch(0o600)
     (tmp_path / "wrong").write_text("hunter2\n")
     with pytest.raises(NotAuthenticated) as caught:
         connect(vcenter_settings(site, password_file=tmp_path / "wrong"))
@@ -67,6 +68,7 @@ def test_a_wrong_password_is_said_with_server_and_user_but_without_the_password(
 
 
 def test_a_wrong_password_is_tried_once_only_lest_the_account_be_locked(site: RunningSite, tmp_path: Path) -> None:
+    (tmp_path / "wrong").touch(0o600)
     (tmp_path / "wrong").write_text("hunter2\n")
     with pytest.raises(NotAuthenticated):
         connect(vcenter_settings(site, password_file=tmp_path / "wrong"))
@@ -104,6 +106,7 @@ def test_threads_that_meet_a_dropped_session_make_one_login_together(
 
 
 def test_a_password_changed_meanwhile_is_read_at_the_next_login(site: RunningSite, tmp_path: Path) -> None:
+    (tmp_path / "password").touch(0o600)
     (tmp_path / "password").write_text(site.password)
     with connect(vcenter_settings(site, password_file=tmp_path / "password")) as session:
         (tmp_path / "password").write_text("no longer right")

@@ -14,12 +14,13 @@ from pyVmomi import vim, vmodl
 
 from agent.simulator import machine
 from agent.simulator.server import RunningSite, running
+from agent.stop import Stop
 from agent.vsphere import snapshot as snapshots
 from agent.vsphere.inventory import Vm, find_vm
 from agent.vsphere.ledger import Ledger
 from agent.vsphere.session import VSphereSession, connect
 from agent.vsphere.snapshot import SkippedDisk, Snapshot, snapshot_name, taken
-from shared.errors import Conflict, NotBackupable, SendenseError, SourceUnavailable, TimedOut
+from shared.errors import Cancelled, Conflict, NotBackupable, SendenseError, SourceUnavailable, TimedOut
 from shared.units import MiB
 from tests.agent.vsphere.sites import described, found, vcenter_settings, vm_with
 
@@ -316,6 +317,20 @@ def test_a_task_that_does_not_end_is_said_to_hang(site: RunningSite, take: Take)
         ):
             with take(timeout=0.2):
                 pass
+
+
+def test_a_stop_ends_the_wait_for_a_snapshot_and_leaves_a_late_one_to_be_reaped(
+    site: RunningSite, session: VSphereSession, vm: Vm, ledger: Ledger
+) -> None:
+    stop = Stop()
+    threading.Timer(0.1, stop.ask, [Cancelled("enough")]).start()
+    late = taken(
+        session, vm, agent_id="a", task_id="t", ledger=ledger, quiesce=False, timeout=60, check_stop=stop.check
+    )
+    with site.vm("web01").busy:
+        with pytest.raises(Cancelled, match="enough"), late:
+            pass
+    assert [entry.name for entry in ledger.entries()] == [snapshot_name("a", "t")]
 
 
 # -- the ledger comes first -------------------------------------------------------------------------------------------

@@ -282,3 +282,11 @@ async def test_an_unknown_backup_is_not_found(catalogue: Catalogue, site: Site) 
     with pytest.raises(NotFound, match="backup"):
         async with catalogue.writing() as session:
             await backups.commit(session, new_id(), [new_image(site.disk, "u/1")], NOW + timedelta(days=1))
+
+
+async def test_of_more_than_one_statement_can_list_all_are_found(
+    catalogue: Catalogue, site: Site, backup: Backup
+) -> None:
+    unknown = [f"unknown-{number}" for number in range(40_000)]
+    async with catalogue.reading() as session:
+        assert await backups.get_many(session, [*unknown, backup.id]) == {backup.id: backup}

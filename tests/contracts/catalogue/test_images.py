@@ -245,3 +245,10 @@ async def test_an_unknown_image_has_no_chain(catalogue: Catalogue) -> None:
     with pytest.raises(NotFound, match="image"):
         async with catalogue.reading() as session:
             await images.chain(session, new_id())
+
+
+async def test_of_more_than_one_statement_can_list_all_are_found(catalogue: Catalogue, site: Site) -> None:
+    unknown = [f"unknown-{number}" for number in range(40_000)]
+    image = await image_of(catalogue, site, new_image(site.disk, "u/0"))
+    async with catalogue.reading() as session:
+        assert await images.get_many(session, [*unknown, image.id]) == {image.id: image}

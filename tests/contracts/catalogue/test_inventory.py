@@ -117,8 +117,36 @@ async def test_an_instance_uuid_known_in_another_vcenter_is_a_clash_and_changes_
     before = (await read_vm(catalogue, 1), await read_disks(catalogue, 1))
     clone = reported_vm(1, name="clone", disks=(reported_disk(9, 0),))
     outcome = await report(catalogue, other, clone, reported_vm(2), vcenter=OTHER_VCENTER, at_later=True)
-    assert outcome == Outcome(added=1, updated=0, missing=0, clashes=(Clash(vm_id(1), VCENTER),))
+    assert outcome == Outcome(added=1, updated=0, missing=0, clashes=(Clash(vm_id(1), VCENTER, agent),))
     assert (await read_vm(catalogue, 1), await read_disks(catalogue, 1)) == before
+
+
+async def test_a_vm_that_another_agent_has_stays_with_it(catalogue: Catalogue, agent: str) -> None:
+    other = await enrol(catalogue, "agent2")
+    await report(catalogue, agent, reported_vm(1))
+    before = (await read_vm(catalogue, 1), await read_disks(catalogue, 1))
+    theirs = reported_vm(1, name="mine now", disks=(reported_disk(9, 0),))
+    outcome = await report(catalogue, other, theirs, at_later=True)
+    assert outcome == Outcome(added=0, updated=0, missing=0, clashes=(Clash(vm_id(1), VCENTER, agent),))
+    assert (await read_vm(catalogue, 1), await read_disks(catalogue, 1)) == before
+
+
+async def test_a_revoked_agents_vm_moves_to_the_agent_that_reports_it(catalogue: Catalogue, agent: str) -> None:
+    other = await enrol(catalogue, "agent2")
+    await report(catalogue, agent, reported_vm(1))
+    async with catalogue.writing() as session:
+        await agents.revoke(session, agent)
+    assert (await report(catalogue, other, reported_vm(1), at_later=True)).clashes == ()
+    assert (await read_vm(catalogue, 1)).agent_id == other
+
+
+async def test_a_missing_vm_moves_to_the_agent_that_reports_it(catalogue: Catalogue, agent: str) -> None:
+    other = await enrol(catalogue, "agent2")
+    await report(catalogue, agent, reported_vm(1))
+    await report(catalogue, agent)
+    assert (await report(catalogue, other, reported_vm(1), at_later=True)).clashes == ()
+    vm = await read_vm(catalogue, 1)
+    assert (vm.agent_id, vm.missing_since) == (other, None)
 
 
 async def test_two_vcenters_may_have_vms_of_one_name(catalogue: Catalogue, agent: str) -> None:

@@ -1,6 +1,7 @@
 """ControlService: control streams, inventories, and what an agent may say of tasks."""
 
 import asyncio
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -70,7 +71,7 @@ async def test_a_task_that_hello_does_not_name_has_failed(hub: LiveHub, agent: S
     await hub.create()
     order = await agent.order()
     await agent.connect()
-    task, backup = await hub.task(order.task_id), await hub.backup(order.backup_id)
+    task, backup = await hub.ended(order.task_id), await hub.backup(order.backup_id)
     assert (task.state, task.failure.reason) == (task_pb2.TASK_STATE_FAILED, "AGENT_UNAVAILABLE")
     assert (backup.failure.reason, "lost the task" in backup.failure.message) == ("AGENT_UNAVAILABLE", True)
 
@@ -223,3 +224,24 @@ async def test_streams_that_broke_leave_no_session(hub: LiveHub, agent: Scripted
         await agent.connect()
     agent.stream.cancel()
     await until(gone)
+
+
+async def test_a_foreign_task_in_a_heartbeat_does_not_silence_the_others(hub: LiveHub, agent: ScriptedAgent) -> None:
+    await hub.create()
+    order = await agent.order()
+    entries = [
+        control_pb2.TaskProgress(task_id="unknown"),
+        control_pb2.TaskProgress(task_id=order.task_id, total_bytes=9, read_bytes=7),
+    ]
+    await agent.stream.write(control_pb2.ConnectRequest(heartbeat=control_pb2.Heartbeat(tasks=entries)))
+    assert (await read_until(hub, order.task_id, 7)).total_bytes == 9
+
+
+async def test_a_task_that_is_begun_again_writes_nothing(
+    hub: LiveHub, agent: ScriptedAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.create()
+    order = await agent.order()
+    await agent.finish(order.task_id)
+    monkeypatch.setattr(hub.hub.backups, "_catalogue", SimpleNamespace(reading=hub.hub.catalogue.reading))
+    await hub.hub.backups.begin(agent.id, order.task_id)

@@ -3,14 +3,17 @@
 import asyncio
 import os
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hub import restores
+from hub import restores, server
+from hub.config import HubSettings
 from sendense.v1 import restore_pb2
 from shared.units import MiB
+from tests.hub import live_hub
 from tests.hub.live_hub import LiveHub, until
 from tests.hub.refusals import refused
 from tests.hub.scripted_agent import INCREMENTAL, PATIENCE, ScriptedAgent, vm
@@ -37,11 +40,25 @@ def image(hub: LiveHub, backup_id: str) -> Path:
     return found
 
 
-def qemu_nbds() -> list[Path]:
-    """Every qemu-nbd that this process started and that still runs."""
+def running(program: str) -> list[Path]:
+    """Every such program that this process started and that still runs."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     processes = [Path("/proc", pid) for file in children for pid in file.read_text().split()]
-    return [process for process in processes if (process / "comm").read_text().strip() == "qemu-nbd"]
+    return [process for process in processes if _comm(process) == program]
+
+
+def none_running(program: str) -> Callable[[], Awaitable[bool]]:
+    async def none() -> bool:
+        return not running(program)
+
+    return none
+
+
+def _comm(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 async def whole(call: Any) -> list[restore_pb2.ReadDiskResponse]:
@@ -167,21 +184,91 @@ async def large(hub: LiveHub, agent: ScriptedAgent) -> str:
 
 
 async def test_a_caller_who_leaves_takes_qemu_nbd_along(hub: LiveHub, large: str) -> None:
-    async def none_left() -> bool:
-        return not qemu_nbds()
-
     for _ in range(5):
         call = hub.read_disk(large)
         await call.read()
-        assert qemu_nbds()
+        assert running("qemu-nbd")
         call.cancel()
-        await until(none_left)
+        await until(none_running("qemu-nbd"))
 
 
 async def test_a_refusal_leaves_no_qemu_nbd(hub: LiveHub, chain: list[str]) -> None:
     image(hub, chain[0]).unlink()
     await refused(whole(hub.read_disk(chain[1])))
-    assert not qemu_nbds()
+    assert not running("qemu-nbd")
+
+
+@pytest.fixture
+def qemu_img_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a shell script in the place of `qemu-img`."""
+
+    def does(script: str) -> None:
+        program = tmp_path / "programs" / "qemu-img"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o700)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+    return does
+
+
+@pytest.fixture
+def slow_qemu_img(qemu_img_does: Callable[[str], None]) -> None:
+    """A `qemu-img` that takes a minute, and has written a part by then."""
+    qemu_img_does('for target; do :; done; echo part > "$target"; exec sleep 60')
+
+
+async def converting(hub: LiveHub, backup_id: str) -> Any:
+    """A QCOW2 restore in the middle of its conversion."""
+
+    async def begun() -> bool:
+        return bool(running("sleep")) and staged(hub)
+
+    call = hub.read_disk(backup_id, disk_format=QCOW2)
+    await asyncio.sleep(0)
+    await until(begun)
+    return call
+
+
+def staged(hub: LiveHub) -> bool:
+    return any(hub.settings.staging_dir.glob("*/*"))
+
+
+@pytest.mark.usefixtures("slow_qemu_img")
+async def test_a_caller_who_leaves_ends_the_conversion(hub: LiveHub, chain: list[str]) -> None:
+    async def nothing_left() -> bool:
+        return not running("sleep") and not list(hub.settings.staging_dir.iterdir())
+
+    call = await converting(hub, chain[1])
+    call.cancel()
+    await until(nothing_left)
+
+
+@pytest.mark.usefixtures("slow_qemu_img")
+async def test_a_hub_that_stops_ends_the_conversion(
+    settings: HubSettings, folder: Path, disk: SourceDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "DRAIN", 0.5)
+    async with live_hub.running(settings, folder / "repository") as hub:
+        await hub.add_repository("default", hub.repository)
+        agent = await hub.new_agent()
+        await agent.report(vm("vm-1", "web", disk))
+        await hub.create()
+        order = await agent.order()
+        await agent.make(order, disk)
+        call = await converting(hub, order.backup_id)
+        stopping = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - stopping < PATIENCE / 2
+    await until(none_running("sleep"))
+    call.cancel()
+
+
+async def test_a_full_staging_disk_is_no_damage(
+    hub: LiveHub, chain: list[str], qemu_img_does: Callable[[str], None]
+) -> None:
+    qemu_img_does("echo 'qemu-img: error while writing: No space left on device' >&2; exit 1")
+    refusal = await refused(whole(hub.read_disk(chain[1], disk_format=QCOW2)))
+    assert tuple(refusal) == ("RESOURCE_EXHAUSTED", "LIMIT_REACHED", "")
 
 
 async def test_several_restores_of_one_image_run_at_once(hub: LiveHub, chain: list[str], disk: SourceDisk) -> None:
